@@ -1,0 +1,6 @@
+# ruff: noqa: F821
+# Our firmware: what a stock board has, and the device library.
+#
+# Owns nothing but the list.
+include("manifest_common.py")
+package("outpost", base_path="../../lib")
