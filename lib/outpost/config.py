@@ -1,0 +1,178 @@
+"""Configuration: /config.json, checked field by field before it is used.
+
+All that is wrong is named in one sentence. Holds no secret but the Wi-Fi key,
+which it never prints. Writes nothing.
+"""
+
+import json
+
+from . import agreed
+from .errors import ConfigError
+
+
+class Config:
+    """The checked fields as attributes.
+
+    hub            host name of the MQTT endpoint (IoT Hub's name)
+    port           1 to 65535
+    wifi_ssid, wifi_key
+    sntp           list of (host, port)
+    record_size    "auto", 0 (do not ask), 512, 1024, 2048 or 4096
+    ecc_only       offer the four ECDSA suites alone
+    keepalive_s    10 to 1767
+    backoff_s      (first, longest) wait between attempts, seconds
+    queue          messages that may wait in RAM, 1 to 256
+    """
+
+
+def _text(name, value, longest, wrong):
+    if not isinstance(value, str) or not value or len(value) > longest:
+        wrong.append("%s must be a text of 1 to %d characters" % (name, longest))
+        return ""
+    for c in value:
+        if ord(c) < 32 or ord(c) == 127:
+            wrong.append("%s has a control character in it" % name)
+            return ""
+    return value
+
+
+def _number(name, value, low, high, wrong):
+    # bool is an int in Python, but `"port": true` is a mistake.
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        wrong.append("%s must be a whole number from %d to %d" % (name, low, high))
+        return low
+    return value
+
+
+def host_port(value, default_port):
+    """("host", port) of "host" or "host:port"; raises ValueError."""
+    host, colon, port = value.partition(":")
+    number = int(port) if colon else default_port
+    if not host or " " in host or not 1 <= number <= 65535:
+        raise ValueError(value)
+    return host, number
+
+
+_FIELDS = (
+    "hub",
+    "port",
+    "wifi",
+    "sntp",
+    "record_size",
+    "suites",
+    "keepalive_s",
+    "backoff_s",
+    "queue",
+)
+
+
+def check(raw):
+    """Config of the parsed JSON; ConfigError names every wrong or missing field."""
+    if not isinstance(raw, dict):
+        raise ConfigError(
+            'config.json must hold a JSON object such as {"hub": "...", "wifi": {...}}', True
+        )
+    c = Config()
+    wrong = []
+    if "hub" in raw:
+        c.hub = _text("hub", raw["hub"], 255, wrong)
+        if "/" in c.hub or ":" in c.hub or " " in c.hub:
+            wrong.append("hub must be a host name alone, without scheme or port")
+    else:
+        wrong.append("hub is missing (the host name of the IoT Hub or broker)")
+    c.port = _number("port", raw.get("port", 8883), 1, 65535, wrong)
+    wifi = raw.get("wifi")
+    if not isinstance(wifi, dict):
+        wrong.append('wifi is missing or not an object such as {"ssid": "...", "key": "..."}')
+    else:
+        c.wifi_ssid = _text("wifi.ssid", wifi.get("ssid"), 32, wrong)
+        c.wifi_key = wifi.get("key") or ""
+        if not isinstance(c.wifi_key, str) or len(c.wifi_key) > 64 or 0 < len(c.wifi_key) < 8:
+            wrong.append(
+                "wifi.key must be a text of 8 to 64 characters, or empty for an open network"
+            )
+        for name in wifi:
+            if name not in ("ssid", "key"):
+                wrong.append("wifi.%s is not a field of the configuration" % name)
+    c.sntp = []
+    servers = raw.get("sntp", ["pool.ntp.org"])
+    if not isinstance(servers, list) or not 1 <= len(servers) <= 4:
+        wrong.append("sntp must be a list of 1 to 4 servers")
+        servers = []
+    for server in servers:
+        try:
+            c.sntp.append(host_port(server, 123))
+        except (ValueError, AttributeError):
+            wrong.append('sntp must hold texts such as "host" or "host:port"')
+    size = raw.get("record_size", "auto")
+    c.record_size = 0 if size == "none" else size
+    if isinstance(size, bool) or c.record_size not in ("auto", 0) + agreed.RECORD_SIZES:
+        wrong.append('record_size must be "auto", "none", 512, 1024, 2048 or 4096')
+    suites = raw.get("suites", "all")
+    if suites not in ("all", "ecc"):
+        wrong.append('suites must be "all" or "ecc"')
+    c.ecc_only = suites == "ecc"
+    c.keepalive_s = _number(
+        "keepalive_s",
+        raw.get("keepalive_s", 240),
+        agreed.KEEPALIVE_MIN_S,
+        agreed.KEEPALIVE_MAX_S,
+        wrong,
+    )
+    backoff = raw.get("backoff_s", [1, 300])
+    if not isinstance(backoff, list) or len(backoff) != 2:
+        wrong.append("backoff_s must be two numbers: the first and the longest wait")
+    else:
+        first = _number("backoff_s[0]", backoff[0], 1, 3600, wrong)
+        c.backoff_s = (first, _number("backoff_s[1]", backoff[1], first, 86400, wrong))
+    c.queue = _number("queue", raw.get("queue", 32), 1, 256, wrong)
+    for name in raw:
+        if name not in _FIELDS:
+            wrong.append("%s is not a field of the configuration" % name)
+    if wrong:
+        raise ConfigError("config.json: " + "; ".join(wrong), True)
+    return c
+
+
+def load(path=agreed.CONFIG_PATH):
+    """Read and check the configuration. Allocates the file once (a few hundred bytes)."""
+    try:
+        with open(path) as f:
+            text = f.read(4097)
+    except OSError:
+        raise ConfigError(
+            "%s is not there: build the image with 'outpost image', or copy one to the board"
+            % path,
+            True,
+        )
+    except UnicodeError:
+        raise ConfigError("%s is not UTF-8 text" % path, True)
+    if len(text) > 4096:
+        raise ConfigError("%s is longer than 4,096 bytes" % path, True)
+    try:
+        # MicroPython's parser takes a text that ends early for a whole one.
+        raw = json.loads(text) if _closed(text) else None
+    except (ValueError, RuntimeError):  # RuntimeError: nested deeper than the stack allows
+        raw = None
+    if raw is None:
+        raise ConfigError("%s is not JSON: check it with 'python3 -m json.tool'" % path, True)
+    return check(raw)
+
+
+def _closed(text):
+    """Whether every bracket and string that the text opens is closed in it."""
+    depth = 0
+    quoted = escaped = False
+    for c in text:
+        if escaped:
+            escaped = False
+        elif quoted:
+            escaped = c == "\\"
+            quoted = c != '"'
+        elif c == '"':
+            quoted = True
+        elif c in "{[":
+            depth += 1
+        elif c in "}]":
+            depth -= 1
+    return depth == 0 and not quoted

@@ -1,0 +1,53 @@
+"""The console: one line per event, `SECONDS STAGE sentence key=value ...`.
+
+The last lines stay in RAM (`lines()`). Never prints a secret: callers hand over
+sentences from errors.py and public facts only.
+"""
+
+import time
+
+_KEEP = 12
+_WIDTH = 240
+_lines = []
+_last = None
+_uptime_ms = 0
+
+
+def uptime_ms():
+    """Milliseconds since this module was loaded; does not wrap as ticks_ms does.
+
+    Must be called at least once in a half turn of ticks_ms (6.2 days).
+    """
+    global _last, _uptime_ms
+    now = time.ticks_ms()
+    if _last is None:
+        _last = now
+    _uptime_ms += time.ticks_diff(now, _last)
+    _last = now
+    return _uptime_ms
+
+
+def say(stage, sentence):
+    """Print one line and keep it. A control character in it becomes a space,
+    so that nothing received can forge a second line."""
+    if len(sentence) > _WIDTH and stage != "tls":
+        sentence = sentence[:_WIDTH] + "..."
+    for c in sentence:
+        if ord(c) < 32 or ord(c) == 127:
+            sentence = "".join(" " if ord(c) < 32 or ord(c) == 127 else c for c in sentence)
+            break
+    line = "%8.3f %-8s %s" % (uptime_ms() / 1000, stage, sentence)
+    if len(_lines) >= _KEEP:
+        del _lines[0]
+    _lines.append(line)
+    print(line)
+
+
+def error(err):
+    """Say an OutpostError at its own stage, with what becomes of it."""
+    say("error", "%s: %s" % (err.stage, err))
+
+
+def lines():
+    """The last lines, oldest first (at most 12)."""
+    return list(_lines)

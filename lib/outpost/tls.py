@@ -1,0 +1,240 @@
+"""TLS: one verified connection, and the ladder of record sizes.
+
+The server is always verified: chain to one of our roots, host name, dates.
+With the C module `tlspolicy` (our firmware) the floor is kept below Python and
+the record size is negotiated; without it (stock MicroPython) the suites and the
+verification are set here, and `policy` is None. Owns one i32 in NVS per endpoint:
+the record size that worked there.
+"""
+
+import binascii
+import gc
+import hashlib
+import socket
+import time
+
+import tls
+from micropython import const
+
+from . import agreed
+from .errors import TlsError
+from .stream import Stream
+
+try:
+    import tlspolicy as policy
+except ImportError:
+    policy = None
+
+# mbedtls's words for what was wrong with a chain, and ours for what to do.
+_VERDICTS = (
+    (
+        "CN) does not match",
+        "its certificate names another host than %s: check `hub` in config.json",
+    ),
+    ("has expired", "its certificate has expired, or this device's clock is wrong"),
+    ("starts in the future", "its certificate is not valid yet by this device's clock"),
+    ("not correctly signed", "its certificate does not end in one of this device's roots"),
+    ("unacceptable", "its certificate uses a key or signature that is too weak"),
+    ("key size", "its certificate uses a key or signature that is too weak"),
+)
+
+_FATAL_ALERT = const(-0x7780)
+_BAD_VERSION = const(-0x6E80)
+_CONN_EOF = const(-0x7280)
+# Errors that a larger record size may cure: mbedtls before 3.6.3 cannot put a
+# handshake message of several records together, and some servers abort when a
+# message of ours does not fit. Each of these is in the handshake layer.
+_CLIMB = (_FATAL_ALERT, _CONN_EOF, -0x7200, -0x7300, -0x7100, -0x7000)
+
+
+class Ladder:
+    """Which record size to ask an endpoint for next.
+
+    Starts at the size that last worked there (NVS) or at 512; climbs one rung per
+    failure that a larger size may cure; rests on 0 ("do not ask") for a server
+    that ignores the extension. A fixed size in the configuration is kept to.
+    """
+
+    def __init__(self, host, port, wanted="auto"):
+        name = hashlib.sha256(("%s:%d" % (host, port)).encode()).digest()[:4]
+        self._entry = agreed.NVS_RECORD_SIZE_PREFIX + binascii.hexlify(name).decode()
+        self._wanted = wanted
+        self._stored = self._load()
+        self.size = agreed.RECORD_SIZES[0]
+        if wanted != "auto":
+            self.size = wanted
+        elif self._stored is not None:
+            self.size = self._stored
+        # Whether the endpoint is known to ignore the request: full buffers (16 KiB)
+        # are then set up from the start. Where it is not known yet, tlspolicy finds out
+        # in the ServerHello and grows the buffers in place.
+        self.ignored = self.size == 0
+
+    def _load(self):
+        import esp32
+
+        try:
+            size = esp32.NVS(agreed.NVS_NAMESPACE).get_i32(self._entry)
+        except OSError:
+            return None
+        return size if size == 0 or size in agreed.RECORD_SIZES else None
+
+    def worked(self, granted):
+        """Remember what worked; writes flash only when it is news."""
+        if self._wanted != "auto":
+            return
+        size = granted or 0
+        self.size = size
+        self.ignored = not size
+        if size == self._stored:
+            return
+        import esp32
+
+        try:
+            nvs = esp32.NVS(agreed.NVS_NAMESPACE)
+            nvs.set_i32(self._entry, size)
+            nvs.commit()
+            self._stored = size
+        except OSError:
+            pass  # a full NVS costs one more handshake after a restart, no more
+
+    def failed(self):
+        """Climb: the next larger size, "not asked" above 4096, then 512 again."""
+        if self._wanted != "auto":
+            return
+        if self.size == 0:
+            self.size = agreed.RECORD_SIZES[0]
+        else:
+            at = agreed.RECORD_SIZES.index(self.size) + 1
+            self.size = agreed.RECORD_SIZES[at] if at < len(agreed.RECORD_SIZES) else 0
+        self.ignored = self.size == 0
+
+
+def context(roots, ecc_only=False):
+    """A client context that trusts `roots` (an iterable of DER) and nothing else."""
+    ctx = tls.SSLContext(tls.PROTOCOL_TLS_CLIENT)
+    ctx.verify_mode = tls.CERT_REQUIRED
+    names = agreed.SUITES_ECDSA if ecc_only else agreed.SUITES_ECDSA + agreed.SUITES_RSA
+    if policy:
+        policy.suites("ecc" if ecc_only else "all")
+    else:
+        have = ctx.get_ciphers()
+        ctx.set_ciphers([n for n in names if n in have])
+    for der in roots:
+        try:
+            ctx.load_verify_locations(der)
+        except ValueError:
+            raise TlsError("one of this device's roots cannot be read by its TLS stack", True)
+    return ctx
+
+
+def _explain(e, host):
+    """TlsError of what mbedtls raised."""
+    if isinstance(e, ValueError):
+        text = str(e)
+        for words, sentence in _VERDICTS:
+            if words in text:
+                if "%s" in sentence:
+                    sentence = sentence % host
+                return TlsError("%s is not trusted: %s" % (host, sentence), True)
+        return TlsError("%s is not trusted: %s" % (host, text.strip().replace("\n", ", ")), True)
+    code = e.args[0] if e.args else 0
+    climb = code in _CLIMB
+    if code == 12:
+        return TlsError(
+            "there is too little memory for a TLS connection: ask a smaller record size"
+        )
+    if code == _BAD_VERSION:
+        return TlsError("%s does not speak TLS 1.2" % host, True)
+    if code == _FATAL_ALERT:
+        return TlsError(
+            "%s refused the handshake: it may speak no TLS 1.2, or none of our cipher suites"
+            % host,
+            False,
+            climb,
+        )
+    if code == _CONN_EOF:
+        return TlsError("%s closed the connection during the handshake" % host, False, climb)
+    return TlsError("the TLS handshake with %s failed (%s)" % (host, e), False, climb)
+
+
+def resolve(host, port):
+    """The address of a host name; TlsError where it has none."""
+    try:
+        return socket.getaddrinfo(host, port)[0][-1]
+    except (OSError, IndexError):
+        raise TlsError(
+            "the name %s does not resolve: check `hub` in config.json, or the network's DNS" % host
+        )
+
+
+def open_stream(host, port, ctx, connect_ms=10000):
+    """A Stream to host:port whose handshake runs in its first flush, under its deadline.
+
+    TCP connect waits at most connect_ms.
+    """
+    address = resolve(host, port)
+    s = socket.socket()
+    try:
+        s.settimeout(connect_ms / 1000)
+        s.connect(address)
+        s.setblocking(False)
+        sock = ctx.wrap_socket(s, server_hostname=host, do_handshake_on_connect=False)
+    except OSError as e:
+        s.close()
+        raise TlsError("%s port %d cannot be reached (%s)" % (host, port, e))
+    except ValueError as e:
+        s.close()
+        raise _explain(e, host)
+    return Stream(sock)
+
+
+class Connection:
+    """What connect() gives: the stream's handshake facts for log and telemetry."""
+
+    def __init__(self):
+        self.asked = 0
+        self.granted = 0
+        self.suite = self.version = None
+        self.facts = None  # tlspolicy.last(); None on a stock MicroPython
+        self.heap_peak = 0
+        self.heap_steady = 0
+        self.ms = 0
+
+
+def connect(config, roots, first_packet, ladder):
+    """One verified connection to config.hub.
+
+    roots() gives an iterable of DER. first_packet(stream) writes the first
+    application data, in whose flush the handshake happens, and waits for its
+    answer. Returns (that answer, Connection). TlsError says why not; the ladder has
+    then moved where that can help.
+    """
+    gc.collect()  # frees the C heap of an earlier connection's context
+    result = Connection()
+    if policy:
+        result.asked = ladder.size
+        policy.max_fragment_length(ladder.size or None)
+        policy.full_buffers(ladder.ignored)
+        policy.heap_reset()
+    start = time.ticks_ms()
+    stream = open_stream(config.hub, config.port, context(roots(), config.ecc_only))
+    try:
+        answer = first_packet(stream)
+    except (ValueError, OSError) as e:
+        stream.close()
+        err = _explain(e, config.hub)
+        if err.climb:
+            ladder.failed()
+        raise err
+    except Exception:
+        stream.close()
+        raise
+    result.ms = time.ticks_diff(time.ticks_ms(), start)
+    result.suite, result.version = stream.cipher()
+    if policy:
+        result.facts = policy.last()
+        result.granted = result.facts["granted"] or 0
+        result.heap_steady, result.heap_peak = policy.heap()
+        ladder.worked(result.granted)
+    return answer, result
