@@ -1,0 +1,44 @@
+"""What the device and the host must agree on, read from the device's own file.
+
+lib/outpost/agreed.py holds plain constants. Loading it by its path keeps the rule that this package
+never imports lib/outpost, and leaves one place where a limit or a name is written.
+"""
+
+import importlib.util
+from types import ModuleType
+
+from outpost_tools.paths import tree
+
+
+def _load() -> ModuleType:
+    path = tree() / "lib" / "outpost" / "agreed.py"
+    spec = importlib.util.spec_from_file_location("outpost_agreed", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_device = _load()
+
+NVS_NAMESPACE: str = _device.NVS_NAMESPACE
+NVS_DEVICE_ID: str = _device.NVS_DEVICE_ID
+NVS_KEY_PRIMARY: str = _device.NVS_KEY_PRIMARY
+NVS_KEY_SECONDARY: str = _device.NVS_KEY_SECONDARY
+NVS_TIME_FLOOR: str = _device.NVS_TIME_FLOOR
+VFS_LABEL: str = _device.VFS_LABEL
+CONFIG_PATH: str = _device.CONFIG_PATH
+FACTORY_ROOTS_PATH: str = _device.FACTORY_ROOTS_PATH
+ROOTS_MAX: int = _device.ROOTS_MAX
+ROOTS_MAX_BYTES: int = _device.ROOTS_MAX_BYTES
+DEVICE_ID_MAX: int = _device.DEVICE_ID_MAX
+DEVICE_ID_PUNCTUATION: str = _device.DEVICE_ID_PUNCTUATION
+KEY_MIN_BYTES: int = _device.KEY_MIN_BYTES
+KEY_MAX_BYTES: int = _device.KEY_MAX_BYTES
+UNIX_2000: int = _device.UNIX_2000
+RECORD_SIZES: tuple[int, ...] = _device.RECORD_SIZES
+SUITES: tuple[str, ...] = _device.SUITES_ECDSA + _device.SUITES_RSA
+KEEPALIVE_MIN_S: int = _device.KEEPALIVE_MIN_S
+KEEPALIVE_MAX_S: int = _device.KEEPALIVE_MAX_S
+MESSAGE_MAX_BYTES: int = _device.MESSAGE_MAX_BYTES
+EVENTS_TOPIC: str = _device.EVENTS_TOPIC

@@ -1,0 +1,242 @@
+"""The flash image of one device: partition table, NVS with its identity, littlefs with software.
+
+The same inputs give the same bytes: the one thing that time changes is the build time, which is an
+input too. It owns nothing once the bytes are written, and never prints what went into the NVS.
+"""
+
+import base64
+import io
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from littlefs import LittleFS, LittleFSError
+
+from outpost_tools import agreed, roots
+from outpost_tools.errors import OutpostError
+from outpost_tools.partitions import TABLE_OFFSET, Partition, PartitionTable
+from outpost_tools.paths import binary, tree
+from outpost_tools.registry import Device
+
+Library = Literal["frozen", "flash"]
+RecordSize = int | Literal["auto", "none"]
+
+BLOCK_BYTES = 4096
+APP_SKIPPED = ("__pycache__", ".git")
+DEFAULT_SNTP = ("0.pool.ntp.org:123", "1.pool.ntp.org:123", "2.pool.ntp.org:123")
+
+_HOST = re.compile(
+    r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
+    r"(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*"
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What goes into the device's config.json."""
+
+    hub: str = "localhost"
+    port: int = 8883
+    wifi_ssid: str = "Espressif"
+    wifi_key: str = field(default="", repr=False)
+    sntp: Sequence[str] = DEFAULT_SNTP
+    record_size: RecordSize = "auto"
+    suites: Literal["all", "ecc"] = "all"
+    keepalive_s: int = 240
+
+    def check(self) -> None:
+        """Say in one sentence what the device would refuse, before it is built in."""
+        if not _HOST.fullmatch(self.hub):
+            raise OutpostError(
+                f"{self.hub!r} is not a host name: give the hub's name alone, no scheme, no port."
+            )
+        if not 1 <= self.port <= 65535:
+            raise OutpostError(f"{self.port} is not a port: 1 to 65535.")
+        if not 1 <= len(self.wifi_ssid.encode()) <= 32:
+            raise OutpostError("The Wi-Fi name must have 1 to 32 bytes.")
+        if self.wifi_key and not 8 <= len(self.wifi_key) <= 64:
+            raise OutpostError(
+                "The Wi-Fi key must have 8 to 64 characters, or none for an open network."
+            )
+        if not 1 <= len(self.sntp) <= 4:
+            raise OutpostError("Give one to four SNTP servers.")
+        for server in self.sntp:
+            host, _, port = server.partition(":")
+            if not _HOST.fullmatch(host) or not (
+                port == "" and ":" not in server or port.isdigit() and 1 <= int(port) <= 65535
+            ):
+                raise OutpostError(f"{server!r} is not an SNTP server: give HOST or HOST:PORT.")
+        if self.record_size not in ("auto", "none", *agreed.RECORD_SIZES):
+            sizes = ", ".join(map(str, agreed.RECORD_SIZES))
+            raise OutpostError(f"{self.record_size} is not a record size: auto, none, {sizes}.")
+        if not agreed.KEEPALIVE_MIN_S <= self.keepalive_s <= agreed.KEEPALIVE_MAX_S:
+            raise OutpostError(
+                f"The keep-alive must be {agreed.KEEPALIVE_MIN_S} to {agreed.KEEPALIVE_MAX_S} s."
+            )
+
+    def to_json(self) -> bytes:
+        return json.dumps(
+            {
+                "hub": self.hub,
+                "port": self.port,
+                "wifi": {"ssid": self.wifi_ssid, "key": self.wifi_key},
+                "sntp": list(self.sntp),
+                "record_size": self.record_size,
+                "suites": self.suites,
+                "keepalive_s": self.keepalive_s,
+            },
+            indent=1,
+        ).encode()
+
+
+def build_image(
+    device: Device | None,
+    trust: Sequence[bytes],
+    settings: Settings | None = None,
+    *,
+    build_time_s: int,
+    library: Library = "frozen",
+    app: Path | None = None,
+    size_mib: int = 4,
+    files: Mapping[str, bytes | None] | None = None,
+) -> bytes:
+    """The whole flash, as esptool would write it at offset 0 (the firmware itself aside).
+
+    device        identity and keys; None leaves the identity out, as on an unprovisioned board
+    trust         DER of each root
+    build_time_s  Unix time that the device's clock floor starts from
+    app           folder whose files take the place of, or join, boot.py and main.py
+    files         further files by absolute path; None takes one out
+    """
+    settings = settings or Settings()
+    settings.check()
+    if not agreed.UNIX_2000 <= build_time_s < agreed.UNIX_2000 + 2**31:
+        raise OutpostError("The build time must be a Unix time from 2000 to 2068.")
+    table = PartitionTable.for_size(size_mib)
+    content: dict[str, bytes] = {
+        **software(library, app),
+        agreed.CONFIG_PATH: settings.to_json(),
+        agreed.FACTORY_ROOTS_PATH: roots.pack(trust),
+    }
+    for path, data in (files or {}).items():
+        if data is None:
+            content.pop(path, None)
+        else:
+            content[path] = data
+    flash = bytearray(b"\xff" * (size_mib << 20))
+    _place(flash, table["nvs"], nvs_partition(device, build_time_s, table["nvs"].size))
+    _place(
+        flash, table[agreed.VFS_LABEL], littlefs_partition(content, table[agreed.VFS_LABEL].size)
+    )
+    binary_table = table.to_binary()
+    flash[TABLE_OFFSET : TABLE_OFFSET + len(binary_table)] = binary_table
+    return bytes(flash)
+
+
+def _place(flash: bytearray, partition: Partition, content: bytes) -> None:
+    assert len(content) == partition.size, partition
+    flash[partition.offset : partition.end] = content
+
+
+def nvs_partition(device: Device | None, build_time_s: int, size: int) -> bytes:
+    """NVS as Espressif's own generator writes it, in format version 2."""
+    # Slow to import, and says so little: only where an image is built.
+    from esp_idf_nvs_partition_gen import nvs_partition_gen as nvs
+
+    out = io.BytesIO()
+    # The generator adds the page that NVS keeps free to what it is told.
+    store = nvs.nvs_open(out, size - BLOCK_BYTES, version=nvs.Page.VERSION2)
+    nvs.write_entry(store, agreed.NVS_NAMESPACE, "namespace", "", "")
+    if device is not None:
+        for key, text in (
+            (agreed.NVS_DEVICE_ID, device.device_id),
+            (agreed.NVS_KEY_PRIMARY, device.primary_key),
+            (agreed.NVS_KEY_SECONDARY, device.secondary_key),
+        ):
+            # "base64" is the generator's word for a blob: it stores what this decodes to.
+            blob = base64.b64encode(text.encode()).decode()
+            nvs.write_entry(store, key, "data", "base64", blob)
+    floor = str(build_time_s - agreed.UNIX_2000)
+    nvs.write_entry(store, agreed.NVS_TIME_FLOOR, "data", "i32", floor)
+    nvs.nvs_close(store)
+    return out.getvalue()
+
+
+def littlefs_partition(files: Mapping[str, bytes], size: int) -> bytes:
+    """A littlefs with these files, laid out for the cache sizes that MicroPython mounts with."""
+    fs = LittleFS(
+        block_size=BLOCK_BYTES,
+        block_count=size // BLOCK_BYTES,
+        read_size=32,
+        prog_size=32,
+        cache_size=128,
+        lookahead_size=32,
+        name_max=255,
+        disk_version=0x00020000,
+    )
+    try:
+        for path in sorted(files):
+            parent = path.rpartition("/")[0]
+            if parent:
+                fs.makedirs(parent, exist_ok=True)
+            with fs.open(path, "wb") as file:
+                file.write(files[path])
+    except LittleFSError as why:
+        if why.code == LittleFSError.Error.LFS_ERR_NOSPC:
+            raise OutpostError(
+                f"The files do not fit into the file system's {size >> 10} KiB: leave some out."
+            ) from None
+        raise OutpostError(f"{path} cannot go into the image ({why.name}).") from None
+    return bytes(fs.context.buffer)
+
+
+def software(library: Library, app: Path | None) -> dict[str, bytes]:
+    """The Python files of the image, by their path on the device."""
+    top = tree()
+    files = {}
+    for name in ("boot.py", "main.py"):
+        path = top / name
+        if not path.is_file():
+            raise OutpostError(f"{path} is missing: check the source tree out again.")
+        files[f"/{name}"] = path.read_bytes()
+    if app is not None:
+        if not app.is_dir():
+            raise OutpostError(f"{app} is not a folder: --app takes the folder that holds main.py.")
+        for path in sorted(app.rglob("*")):
+            inside = path.relative_to(app)
+            if path.is_file() and not set(inside.parts) & set(APP_SKIPPED):
+                files[f"/{inside.as_posix()}"] = path.read_bytes()
+    if library == "flash":
+        files |= compiled_library()
+    return files
+
+
+def compiled_library() -> dict[str, bytes]:
+    """lib/outpost and umqtt.simple as .mpy, by their path on the device."""
+    top = tree()
+    sources = {
+        f"outpost/{path.relative_to(top / 'lib' / 'outpost').as_posix()}": path
+        for path in sorted((top / "lib" / "outpost").rglob("*.py"))
+    }
+    umqtt = top / "build" / "micropython" / "umqtt" / "umqtt" / "simple.py"
+    if not umqtt.is_file():
+        raise OutpostError(f"{umqtt} is missing: run `make micropython`, which fetches it.")
+    sources["umqtt/simple.py"] = umqtt
+    compiler = binary("mpy-cross")
+    files = {}
+    with tempfile.TemporaryDirectory(prefix="outpost-mpy-") as folder:
+        out = Path(folder) / "out.mpy"
+        for name, source in sources.items():
+            # -s keeps this machine's paths out of the file, and so out of the image.
+            done = subprocess.run(
+                [compiler, "-s", name, "-o", out, source], capture_output=True, text=True
+            )
+            if done.returncode:
+                raise OutpostError(f"{source} does not compile: {done.stderr.strip()}")
+            files[f"/lib/{name.removesuffix('.py')}.mpy"] = out.read_bytes()
+    return files
