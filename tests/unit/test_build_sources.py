@@ -1,0 +1,100 @@
+"""Where firmware/build.py finds MicroPython's sources: the machine's apt configuration, a clone.
+
+Nothing is downloaded here; the mirror's names are made up.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parent.parent.parent / "firmware" / "build.py"
+
+
+@pytest.fixture(scope="module")
+def build() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("firmware_build", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+ONE_LINE = """\
+# deb http://commented.example/debian bookworm main
+deb [arch=amd64 signed-by=/some/key.gpg] http://mirror.example/debian bookworm main contrib # x
+deb-src http://mirror.example/debian bookworm main
+deb http://mirror.example/debian bookworm-updates main
+deb http://security.example/debian-security bookworm-security main
+deb https://packages.example/tool stable main-of-tool
+"""
+
+DEB822 = """\
+Types: deb
+# the main archive
+URIs: http://mirror.example/debian
+Suites: bookworm bookworm-updates
+Components: main
+Signed-By:
+ -----BEGIN PGP PUBLIC KEY BLOCK-----
+ .
+ abc
+ -----END PGP PUBLIC KEY BLOCK-----
+
+Types: deb
+URIs: http://off.example/debian
+Suites: bookworm
+Components: main
+Enabled: no
+
+Types: deb
+URIs: http://security.example/debian-security
+Suites: bookworm-security
+Components: main
+"""
+
+
+@pytest.mark.parametrize("form", ["one_line", "deb822"])
+def test_the_mirror_is_the_one_that_the_machine_uses(build: ModuleType, form: str) -> None:
+    parse, text = {
+        "one_line": (build.parse_one_line, ONE_LINE),
+        "deb822": (build.parse_deb822, DEB822),
+    }[form]
+    assert build.debian_mirrors(list(parse(text)), "bookworm") == (
+        "http://mirror.example/debian",
+        "http://security.example/debian-security",
+    )
+
+
+def test_a_machine_without_a_security_archive_still_builds(build: ModuleType) -> None:
+    entries = list(build.parse_one_line("deb http://mirror.example/debian bookworm main"))
+    assert build.debian_mirrors(entries, "bookworm") == ("http://mirror.example/debian", None)
+
+
+def test_no_debian_mirror_says_to_use_a_clone(build: ModuleType) -> None:
+    entries = list(build.parse_one_line("deb http://mirror.example/ubuntu noble main"))
+    with pytest.raises(build.BuildError, match="Set MICROPYTHON_DIR"):
+        build.debian_mirrors(entries, "bookworm")
+
+
+@pytest.mark.parametrize("version", ["3.6.2", "3.5.9", "2.28.8", "4.0.0"])
+def test_an_mbedtls_that_will_not_do_is_refused(build: ModuleType, version: str) -> None:
+    with pytest.raises(build.BuildError, match="will not do"):
+        build.check_mbedtls(build.version_numbers(version))
+    build.check_mbedtls(build.version_numbers("mbedtls_3.6.10.orig.tar.bz2"))
+
+
+def test_a_clone_without_mbedtls_is_told_the_command_that_fetches_it(
+    build: ModuleType, tmp_path: Path
+) -> None:
+    with pytest.raises(build.BuildError, match="is not a clone of MicroPython"):
+        build.clone_state(tmp_path)
+    (tmp_path / "ports" / "unix").mkdir(parents=True)
+    (tmp_path / "ports" / "unix" / "Makefile").touch()
+    with pytest.raises(build.BuildError, match="submodule update --init lib/mbedtls"):
+        build.clone_state(tmp_path)
