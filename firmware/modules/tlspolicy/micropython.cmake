@@ -15,7 +15,9 @@ target_include_directories(usermod_tlspolicy INTERFACE ${CMAKE_CURRENT_LIST_DIR}
 
 set(TLSPOLICY_WRAPPED
     mbedtls_ssl_config_defaults
+    mbedtls_ssl_config_free
     mbedtls_ssl_conf_authmode
+    mbedtls_ssl_conf_ca_chain
     mbedtls_ssl_conf_ciphersuites
     mbedtls_ssl_conf_verify
     mbedtls_ssl_setup
@@ -35,6 +37,8 @@ foreach(function ${TLSPOLICY_WRAPPED})
 endforeach()
 
 # mbedtls reads this after ESP-IDF's configuration; the code that uses mbedtls must see the same.
+# It sets what ESP-IDF calls CONFIG_MBEDTLS_X509_TRUSTED_CERT_CALLBACK=y and
+# CONFIG_MBEDTLS_SSL_KEEP_PEER_CERTIFICATE=n: a board's sdkconfig should say so too.
 foreach(library mbedcrypto mbedx509 mbedtls)
     if(TARGET ${library})
         target_compile_definitions(${library} PUBLIC

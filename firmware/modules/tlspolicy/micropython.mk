@@ -15,7 +15,9 @@ CFLAGS_USERMOD += -DTLSPOLICY_CLOCK=$(TLSPOLICY_CLOCK)
 
 TLSPOLICY_WRAPPED := \
 	mbedtls_ssl_config_defaults \
+	mbedtls_ssl_config_free \
 	mbedtls_ssl_conf_authmode \
+	mbedtls_ssl_conf_ca_chain \
 	mbedtls_ssl_conf_ciphersuites \
 	mbedtls_ssl_conf_verify \
 	mbedtls_ssl_setup \

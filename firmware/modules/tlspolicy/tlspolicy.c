@@ -6,10 +6,11 @@
 // its context before or after: TLS 1.2 exactly, client only, our cipher suites in our order,
 // the server verified and named, and the record size that was asked for.
 //
-// It owns one small record per connection (C heap, freed with the connection), the settings,
-// the facts of the last handshake and the counters of the TLS stack's memory. It uses
-// mbedtls's public interface alone, and never keeps a pointer into the MicroPython heap
-// beyond what mbedtls itself keeps: a soft reset leaves nothing dangling.
+// It owns one small record per connection and per context (C heap, freed with them), the
+// settings, the providers of roots, the facts of the last handshake and the counters of the TLS
+// stack's memory. It uses mbedtls's public interface alone. The only thing of its own in the
+// MicroPython heap are the providers, and their finaliser takes them out at a soft reset:
+// nothing is left dangling.
 //
 // How a record size becomes small buffers, and why that is safe with every server:
 //  1. A connection that asks for a size begins with a small receive buffer.
@@ -21,6 +22,10 @@
 //     goes on with the bytes that were kept. The server notices nothing.
 //  4. mbedtls shrinks its buffers at the end of a handshake to the size that was *asked*
 //     for. When the server did not agree, the size is taken back before that step.
+//
+// Roots on demand: where a provider is set, mbedtls asks here for the issuer of each certificate
+// of the chain. The provider's roots are read one after the other, and only one that can be that
+// issuer stays in memory until the next question; after the handshake none does.
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -28,6 +33,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "py/mperrno.h"
 #include "py/mphal.h"
 #include "py/obj.h"
 #include "py/runtime.h"
@@ -55,6 +61,7 @@
 #define REST_OUT (512)
 
 #define CONNECTION_MAGIC (0x4f545031u)
+#define MAX_ROOTS (16)
 #define KEPT_BYTES (320)
 #define RANDOM_BYTES (80)
 
@@ -101,6 +108,8 @@ typedef struct {
     uint8_t record[5];          // header of the record passing by
     uint8_t record_have;
     uint32_t record_left;
+    uint8_t alert;              // the last one that the server sent in the clear
+    bool alerted;
     mp_uint_t started_ms;
     uint32_t rx, tx;
     bool verified;              // the certificate callback has been called
@@ -108,7 +117,30 @@ typedef struct {
     uint8_t root[32];
     mbedtls_x509_time not_before, not_after;
     bool have_dates;
+    volatile mp_obj_t *raised;  // where step() keeps what the provider raised
 } handshake_t;
+
+// What gives the roots: a Python callable, in the MicroPython heap. It stays in the list while
+// it is in force or a connection that was set up with it may still ask.
+typedef struct _tlspolicy_provider_t {
+    mp_obj_base_t base;
+    mp_obj_t callable;
+    struct _tlspolicy_provider_t *next;
+    uint16_t users;
+    bool in_force;
+    bool listed;
+} provider_t;
+
+MP_REGISTER_ROOT_POINTER(struct _tlspolicy_provider_t *tlspolicy_providers);
+
+// What Python code set on a context.
+typedef struct _context_t {
+    struct _context_t *next;
+    mbedtls_ssl_config *conf;
+    void *verify_argument;
+    mbedtls_x509_crt *roots;
+    mbedtls_x509_crl *revoked;
+} context_t;
 
 // What a connection keeps for its life.
 typedef struct {
@@ -119,6 +151,7 @@ typedef struct {
     mbedtls_ssl_recv_t *recv;
     void *bio;
     handshake_t *handshake;
+    provider_t *provider;       // NULL: the context's own roots; kept until the handshake ends
     int refused;                // nonzero: every further call answers this
     uint16_t asked;             // 0: none
     uint16_t granted;           // 0: the server did not echo it
@@ -142,6 +175,8 @@ typedef struct {
     mbedtls_x509_time not_before, not_after;
     int error;
     uint32_t flags;
+    uint8_t alert;
+    bool alerted;
 } facts_t;
 
 static struct {
@@ -151,6 +186,7 @@ static struct {
 } settings;
 
 static facts_t last;
+static context_t *contexts;
 static connection_t *active;    // the one that mbedtls works on just now
 
 static struct {
@@ -186,6 +222,9 @@ void __real_mbedtls_ssl_conf_authmode(mbedtls_ssl_config *conf, int authmode);
 void __real_mbedtls_ssl_conf_ciphersuites(mbedtls_ssl_config *conf, const int *suites);
 void __real_mbedtls_ssl_conf_verify(mbedtls_ssl_config *conf,
     int (*verify)(void *, mbedtls_x509_crt *, int, uint32_t *), void *context);
+void __real_mbedtls_ssl_conf_ca_chain(mbedtls_ssl_config *conf, mbedtls_x509_crt *roots,
+    mbedtls_x509_crl *revoked);
+void __real_mbedtls_ssl_config_free(mbedtls_ssl_config *conf);
 int __real_mbedtls_ssl_setup(mbedtls_ssl_context *ssl, const mbedtls_ssl_config *conf);
 int __real_mbedtls_ssl_set_hostname(mbedtls_ssl_context *ssl, const char *name);
 void __real_mbedtls_ssl_set_bio(mbedtls_ssl_context *ssl, void *bio, mbedtls_ssl_send_t *send,
@@ -200,6 +239,9 @@ void __wrap_mbedtls_ssl_conf_authmode(mbedtls_ssl_config *conf, int authmode);
 void __wrap_mbedtls_ssl_conf_ciphersuites(mbedtls_ssl_config *conf, const int *suites);
 void __wrap_mbedtls_ssl_conf_verify(mbedtls_ssl_config *conf,
     int (*verify)(void *, mbedtls_x509_crt *, int, uint32_t *), void *context);
+void __wrap_mbedtls_ssl_conf_ca_chain(mbedtls_ssl_config *conf, mbedtls_x509_crt *roots,
+    mbedtls_x509_crl *revoked);
+void __wrap_mbedtls_ssl_config_free(mbedtls_ssl_config *conf);
 int __wrap_mbedtls_ssl_setup(mbedtls_ssl_context *ssl, const mbedtls_ssl_config *conf);
 int __wrap_mbedtls_ssl_set_hostname(mbedtls_ssl_context *ssl, const char *name);
 void __wrap_mbedtls_ssl_set_bio(mbedtls_ssl_context *ssl, void *bio, mbedtls_ssl_send_t *send,
@@ -261,6 +303,116 @@ static bool suite_allowed(int suite) {
     return false;
 }
 
+// ------------------------------------------------------------------------- roots on demand
+
+static context_t *context_of(const mbedtls_ssl_config *conf) {
+    context_t *context = contexts;
+    while (context != NULL && context->conf != conf) {
+        context = context->next;
+    }
+    return context;
+}
+
+static provider_t *provider_in_force(void) {
+    provider_t *p = MP_STATE_VM(tlspolicy_providers);
+    while (p != NULL && !p->in_force) {
+        p = p->next;
+    }
+    return p;
+}
+
+// Takes a provider that nobody needs out of the list, so that it can be collected. This may run
+// inside a collection (a connection's finaliser), so it only moves pointers.
+static void unlist_unused(provider_t *provider) {
+    if (provider->in_force || provider->users > 0) {
+        return;
+    }
+    provider_t **at = &MP_STATE_VM(tlspolicy_providers);
+    while (*at != NULL) {
+        if (*at == provider) {
+            *at = provider->next;
+            provider->next = NULL;
+            provider->listed = false;
+            return;
+        }
+        at = &(*at)->next;
+    }
+}
+
+static void use_provider(connection_t *c, provider_t *provider) {
+    c->provider = provider;
+    if (provider != NULL) {
+        ++provider->users;
+    }
+}
+
+static void release_provider(connection_t *c) {
+    provider_t *provider = c->provider;
+    c->provider = NULL;
+    // At a soft reset the providers may be gone before the connections.
+    if (provider != NULL && MP_STATE_VM(tlspolicy_providers) != NULL) {
+        --provider->users;
+        unlist_unused(provider);
+    }
+}
+
+// Whether this certificate can have issued `child`, by name and, where both tell it, by key.
+static bool may_have_issued(const mbedtls_x509_crt *root, const mbedtls_x509_crt *child) {
+    const mbedtls_x509_buf *issuer = &child->issuer_raw, *subject = &root->subject_raw;
+    if (issuer->len != subject->len || memcmp(issuer->p, subject->p, issuer->len) != 0) {
+        return false;
+    }
+    const mbedtls_x509_buf *wanted = &child->authority_key_id.keyIdentifier;
+    const mbedtls_x509_buf *own = &root->subject_key_id;
+    return wanted->len == 0 || own->len == 0
+           || (wanted->len == own->len && memcmp(wanted->p, own->p, own->len) == 0);
+}
+
+static bool out_of_memory(int error) {
+    int low = -error & 0x7F;
+    return error == MBEDTLS_ERR_X509_ALLOC_FAILED || error == MBEDTLS_ERR_PK_ALLOC_FAILED
+           || low == -MBEDTLS_ERR_ASN1_ALLOC_FAILED || low == -MBEDTLS_ERR_MPI_ALLOC_FAILED;
+}
+
+static void free_roots(mbedtls_x509_crt *roots) {
+    mbedtls_x509_crt_free(roots);
+    mbedtls_free(roots);
+}
+
+// Asks the provider for all its roots, and adds to *found each that may have issued `child`.
+// Raises what the provider raises, and where it gives something that is not a certificate.
+static void walk_roots(mp_obj_t provider, const mbedtls_x509_crt *child, mbedtls_x509_crt **found) {
+    mp_obj_t roots = mp_getiter(mp_call_function_0(provider), NULL);
+    mp_obj_t item;
+    for (int count = 1; (item = mp_iternext(roots)) != MP_OBJ_STOP_ITERATION; ++count) {
+        if (count > MAX_ROOTS) {
+            mp_raise_ValueError(MP_ERROR_TEXT("more than 16 trusted roots"));
+        }
+        mp_buffer_info_t der;
+        mp_get_buffer_raise(item, &der, MP_BUFFER_READ);
+        mbedtls_x509_crt *root = mbedtls_calloc(1, sizeof(*root));
+        if (root == NULL) {
+            mp_raise_OSError(MP_ENOMEM);
+        }
+        mbedtls_x509_crt_init(root);
+        int ret = mbedtls_x509_crt_parse_der(root, der.buf, der.len);
+        if (ret == 0 && may_have_issued(root, child)) {
+            while (*found != NULL) {
+                found = &(*found)->next;
+            }
+            *found = root;
+            continue;
+        }
+        free_roots(root);
+        if (ret != 0 && out_of_memory(ret)) {
+            mp_raise_OSError(MP_ENOMEM);
+        }
+        if (ret != 0) {
+            mp_raise_ValueError(MP_ERROR_TEXT("a trusted root cannot be read"));
+        }
+    }
+}
+
 // ------------------------------------------------------------------------- the connection
 
 static connection_t *connection_of(mbedtls_ssl_context *ssl) {
@@ -274,14 +426,58 @@ static connection_t *connection_of(mbedtls_ssl_context *ssl) {
 // mbedtls's limits are those of this connection between enter() and leave(). They are put
 // back around every call out of mbedtls (the socket, the certificate callback): another
 // thread or another connection may run there, and an exception may never come back.
+static int find_roots(void *unused, const mbedtls_x509_crt *child, mbedtls_x509_crt **found);
+
 static void enter(connection_t *c, size_t out_length) {
     active = c;
     tlspolicy_out_length = out_length;
+    if (c->handshake == NULL) {
+        return;
+    }
+    if (c->provider != NULL) {
+        mbedtls_ssl_conf_ca_cb(c->conf, find_roots, NULL);
+    } else {
+        context_t *context = context_of(c->conf);
+        __real_mbedtls_ssl_conf_ca_chain(c->conf, context != NULL ? context->roots : NULL,
+            context != NULL ? context->revoked : NULL);
+    }
 }
 
 static void leave(void) {
     active = NULL;
     tlspolicy_out_length = REST_OUT;
+}
+
+// mbedtls's question for the issuer of `child`. It frees the answer. The connection is the
+// active one: another of the same context may have set the callback last.
+static int find_roots(void *unused, const mbedtls_x509_crt *child, mbedtls_x509_crt **found) {
+    (void)unused;
+    connection_t *c = active;
+    *found = NULL;
+    if (c == NULL || c->handshake == NULL || c->provider == NULL) {
+        return MBEDTLS_ERR_X509_FATAL_ERROR;
+    }
+    size_t out = tlspolicy_out_length;
+    int ret = 0;
+    leave();
+    nlr_buf_t nlr;
+    if (nlr_push(&nlr) == 0) {
+        walk_roots(c->provider->callable, child, found);
+        nlr_pop();
+    } else {
+        // It goes on its way once mbedtls has come back: see step().
+        *c->handshake->raised = MP_OBJ_FROM_PTR(nlr.ret_val);
+        ret = MBEDTLS_ERR_X509_FATAL_ERROR;
+    }
+    enter(c, out);
+    if (c->closing) {
+        ret = MBEDTLS_ERR_X509_FATAL_ERROR;
+    }
+    if (ret != 0) {
+        free_roots(*found);
+        *found = NULL;
+    }
+    return ret;
 }
 
 static void end_handshake(connection_t *c) {
@@ -290,6 +486,7 @@ static void end_handshake(connection_t *c) {
         mbedtls_free(c->handshake);
         c->handshake = NULL;
     }
+    release_provider(c);
 }
 
 static void keep_facts(connection_t *c, int error) {
@@ -307,6 +504,8 @@ static void keep_facts(connection_t *c, int error) {
         last.ms = mp_hal_ticks_ms() - h->started_ms;
         last.rooted = h->rooted;
         memcpy(last.root, h->root, sizeof(last.root));
+        last.alert = h->alert;
+        last.alerted = h->alerted;
         last.have_dates = h->have_dates;
         last.not_before = h->not_before;
         last.not_after = h->not_after;
@@ -432,13 +631,18 @@ static int socket_recv(connection_t *c, unsigned char *buf, size_t len) {
 }
 
 // Follows the records of the handshake: the server's Finished is the first handshake record
-// after its ChangeCipherSpec.
+// after its ChangeCipherSpec. An alert before it is in the clear: level and description.
 static void watch(handshake_t *h, const unsigned char *bytes, size_t len) {
     while (len > 0) {
         if (h->record_left > 0) {
             size_t n = len < h->record_left ? len : h->record_left;
             h->record_left -= n;
             bytes += n;
+            if (h->record_left == 0 && h->record[0] == MBEDTLS_SSL_MSG_ALERT
+                && h->record[3] == 0 && h->record[4] == 2 && !h->server_changed_cipher) {
+                h->alert = bytes[-1];
+                h->alerted = true;
+            }
             len -= n;
         } else {
             h->record[h->record_have++] = *bytes++;
@@ -608,14 +812,14 @@ static int certificate_seen(void *context, mbedtls_x509_crt *crt, int depth, uin
         }
     }
     // MicroPython's own callback (SSLContext.verify_callback) can only refuse.
-    void *theirs = mbedtls_ssl_conf_get_user_data_p(c->conf);
-    if (context_verify == NULL || theirs == NULL) {
+    const context_t *theirs = context_of(c->conf);
+    if (context_verify == NULL || theirs == NULL || theirs->verify_argument == NULL) {
         return 0;
     }
     uint32_t before = *flags;
     size_t out = tlspolicy_out_length;
     leave();
-    int ret = context_verify(theirs, crt, depth, flags);
+    int ret = context_verify(theirs->verify_argument, crt, depth, flags);
     enter(c, out);
     *flags |= before;
     return c->closing ? MBEDTLS_ERR_SSL_CONN_EOF : ret;
@@ -628,12 +832,46 @@ int __wrap_mbedtls_ssl_config_defaults(mbedtls_ssl_config *conf, int endpoint, i
     if (endpoint != MBEDTLS_SSL_IS_CLIENT || transport != MBEDTLS_SSL_TRANSPORT_STREAM) {
         return MBEDTLS_ERR_SSL_FEATURE_UNAVAILABLE;
     }
+    context_t *context = context_of(conf);
+    if (context == NULL) {
+        context = mbedtls_calloc(1, sizeof(*context));
+        if (context == NULL) {
+            return MBEDTLS_ERR_SSL_ALLOC_FAILED;
+        }
+        context->conf = conf;
+        context->next = contexts;
+        contexts = context;
+    }
+    context->verify_argument = NULL;
+    context->roots = NULL;
+    context->revoked = NULL;
     int ret = __real_mbedtls_ssl_config_defaults(conf, endpoint, transport, preset);
     if (ret == 0) {
-        mbedtls_ssl_conf_set_user_data_p(conf, NULL);
         enforce(conf, settings.size);
     }
     return ret;
+}
+
+void __wrap_mbedtls_ssl_config_free(mbedtls_ssl_config *conf) {
+    for (context_t **at = &contexts; *at != NULL; at = &(*at)->next) {
+        if ((*at)->conf == conf) {
+            context_t *context = *at;
+            *at = context->next;
+            mbedtls_free(context);
+            break;
+        }
+    }
+    __real_mbedtls_ssl_config_free(conf);
+}
+
+void __wrap_mbedtls_ssl_conf_ca_chain(mbedtls_ssl_config *conf, mbedtls_x509_crt *roots,
+    mbedtls_x509_crl *revoked) {
+    context_t *context = context_of(conf);
+    if (context != NULL) {
+        context->roots = roots;
+        context->revoked = revoked;
+    }
+    __real_mbedtls_ssl_conf_ca_chain(conf, roots, revoked);
 }
 
 void __wrap_mbedtls_ssl_conf_authmode(mbedtls_ssl_config *conf, int authmode) {
@@ -650,7 +888,10 @@ void __wrap_mbedtls_ssl_conf_verify(mbedtls_ssl_config *conf,
     int (*verify)(void *, mbedtls_x509_crt *, int, uint32_t *), void *context) {
     // MicroPython has one such function; its argument is the context that holds `conf`.
     context_verify = verify;
-    mbedtls_ssl_conf_set_user_data_p(conf, context);
+    context_t *own = context_of(conf);
+    if (own != NULL) {
+        own->verify_argument = context;
+    }
     __real_mbedtls_ssl_conf_verify(conf, verify, context);
 }
 
@@ -680,6 +921,7 @@ int __wrap_mbedtls_ssl_setup(mbedtls_ssl_context *ssl, const mbedtls_ssl_config 
         mbedtls_free(c);
         return ret;
     }
+    use_provider(c, provider_in_force());
     mbedtls_ssl_set_user_data_p(ssl, c);
     mbedtls_ssl_set_verify(ssl, certificate_seen, c);
     return 0;
@@ -755,25 +997,36 @@ static int finish(connection_t *c) {
     return 0;
 }
 
+static NORETURN void end_by_exception(connection_t *c, int error, void *exception) {
+    leave();
+    c->working = false;
+    fail(c, error);
+    if (c->closing) {
+        __wrap_mbedtls_ssl_free(c->ssl);
+    }
+    nlr_jump(exception);
+}
+
 // One step of mbedtls's handshake. An exception (of the socket, of the certificate callback,
-// a Ctrl-C) leaves mbedtls half-way through it: such a connection never goes on.
+// a Ctrl-C) leaves mbedtls half-way through it: such a connection never goes on. One of the
+// provider of roots waits until mbedtls has refused the certificate.
 static int step(connection_t *c, size_t out_length) {
+    volatile mp_obj_t raised = MP_OBJ_NULL;
     nlr_buf_t nlr;
     if (nlr_push(&nlr) != 0) {
-        leave();
-        c->working = false;
-        fail(c, MBEDTLS_ERR_SSL_INTERNAL_ERROR);
-        if (c->closing) {
-            __wrap_mbedtls_ssl_free(c->ssl);
-        }
-        nlr_jump(nlr.ret_val);
+        end_by_exception(c, MBEDTLS_ERR_SSL_INTERNAL_ERROR, nlr.ret_val);
     }
     c->working = true;
+    c->handshake->raised = &raised;
     enter(c, out_length);
     int ret = mbedtls_ssl_handshake_step(c->ssl);
     leave();
+    c->handshake->raised = NULL;
     c->working = false;
     nlr_pop();
+    if (raised != MP_OBJ_NULL) {
+        end_by_exception(c, MBEDTLS_ERR_X509_FATAL_ERROR, MP_OBJ_TO_PTR(raised));
+    }
     return ret;
 }
 
@@ -965,6 +1218,52 @@ void board_cheap_counts(size_t *now, size_t *peak) {
 
 // ------------------------------------------------------------------------- the Python module
 
+// At a soft reset, when the whole heap is swept: nothing may be kept of it.
+static mp_obj_t provider_del(mp_obj_t self) {
+    const provider_t *provider = MP_OBJ_TO_PTR(self);
+    if (provider->listed) {
+        MP_STATE_VM(tlspolicy_providers) = NULL;
+    }
+    return mp_const_none;
+}
+static MP_DEFINE_CONST_FUN_OBJ_1(provider_del_obj, provider_del);
+
+static const mp_rom_map_elem_t provider_locals_table[] = {
+    { MP_ROM_QSTR(MP_QSTR___del__), MP_ROM_PTR(&provider_del_obj) },
+};
+static MP_DEFINE_CONST_DICT(provider_locals, provider_locals_table);
+
+static MP_DEFINE_CONST_OBJ_TYPE(
+    provider_type, MP_QSTR_roots, MP_TYPE_FLAG_NONE, locals_dict, &provider_locals);
+
+static mp_obj_t tlspolicy_roots(size_t n_args, const mp_obj_t *args) {
+    provider_t *now = provider_in_force();
+    if (n_args == 0) {
+        return now != NULL ? now->callable : mp_const_none;
+    }
+    if (args[0] != mp_const_none && !mp_obj_is_callable(args[0])) {
+        mp_raise_TypeError(MP_ERROR_TEXT("roots must be a callable or None"));
+    }
+    provider_t *next = NULL;
+    if (args[0] != mp_const_none) {
+        next = mp_obj_malloc_with_finaliser(provider_t, &provider_type);
+        next->callable = args[0];
+        next->users = 0;
+        next->in_force = true;
+        next->listed = true;
+    }
+    if (now != NULL) {
+        now->in_force = false;
+        unlist_unused(now);
+    }
+    if (next != NULL) {
+        next->next = MP_STATE_VM(tlspolicy_providers);
+        MP_STATE_VM(tlspolicy_providers) = next;
+    }
+    return args[0];
+}
+static MP_DEFINE_CONST_FUN_OBJ_VAR_BETWEEN(tlspolicy_roots_obj, 0, 1, tlspolicy_roots);
+
 static mp_obj_t size_or_none(uint16_t size) {
     return size == 0 ? mp_const_none : MP_OBJ_NEW_SMALL_INT(size);
 }
@@ -1026,7 +1325,7 @@ static mp_obj_t tlspolicy_last(void) {
     if (!last.any) {
         return mp_const_none;
     }
-    mp_obj_t facts = mp_obj_new_dict(13);
+    mp_obj_t facts = mp_obj_new_dict(14);
     mp_obj_dict_store(facts, MP_OBJ_NEW_QSTR(MP_QSTR_version),
         last.finished ? mp_obj_new_str("TLSv1.2", 7) : mp_const_none);
     mp_obj_dict_store(facts, MP_OBJ_NEW_QSTR(MP_QSTR_suite),
@@ -1044,6 +1343,8 @@ static mp_obj_t tlspolicy_last(void) {
         date_or_none(last.have_dates, &last.not_after));
     mp_obj_dict_store(facts, MP_OBJ_NEW_QSTR(MP_QSTR_error), mp_obj_new_int(last.error));
     mp_obj_dict_store(facts, MP_OBJ_NEW_QSTR(MP_QSTR_flags), mp_obj_new_int_from_uint(last.flags));
+    mp_obj_dict_store(facts, MP_OBJ_NEW_QSTR(MP_QSTR_alert),
+        last.alerted ? MP_OBJ_NEW_SMALL_INT(last.alert) : mp_const_none);
     return facts;
 }
 static MP_DEFINE_CONST_FUN_OBJ_0(tlspolicy_last_obj, tlspolicy_last);
@@ -1064,6 +1365,7 @@ static const mp_rom_map_elem_t tlspolicy_globals_table[] = {
     { MP_ROM_QSTR(MP_QSTR___name__), MP_ROM_QSTR(MP_QSTR_tlspolicy) },
     { MP_ROM_QSTR(MP_QSTR_max_fragment_length), MP_ROM_PTR(&tlspolicy_max_fragment_length_obj) },
     { MP_ROM_QSTR(MP_QSTR_suites), MP_ROM_PTR(&tlspolicy_suites_obj) },
+    { MP_ROM_QSTR(MP_QSTR_roots), MP_ROM_PTR(&tlspolicy_roots_obj) },
     { MP_ROM_QSTR(MP_QSTR_full_buffers), MP_ROM_PTR(&tlspolicy_full_buffers_obj) },
     { MP_ROM_QSTR(MP_QSTR_last), MP_ROM_PTR(&tlspolicy_last_obj) },
     { MP_ROM_QSTR(MP_QSTR_heap), MP_ROM_PTR(&tlspolicy_heap_obj) },

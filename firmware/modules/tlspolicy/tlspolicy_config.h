@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // What tlspolicy needs of the mbedtls configuration, on every port.
 //
-// Owns the record and buffer sizes. On unix mbedtls_config_outpost.h includes it last; on
+// Owns the record and buffer sizes, and what of a handshake stays in memory. On unix mbedtls_config_outpost.h includes it last; on
 // ESP32 it is mbedtls's MBEDTLS_USER_CONFIG_FILE. Never turns a cipher or a check off.
 #ifndef OUTPOST_TLSPOLICY_CONFIG_H
 #define OUTPOST_TLSPOLICY_CONFIG_H
@@ -21,6 +21,13 @@
 #ifndef MBEDTLS_SSL_ENCRYPT_THEN_MAC
 #define MBEDTLS_SSL_ENCRYPT_THEN_MAC
 #endif
+// Roots are asked for when they are needed, not loaded.
+#ifndef MBEDTLS_X509_TRUSTED_CERTIFICATE_CALLBACK
+#define MBEDTLS_X509_TRUSTED_CERTIFICATE_CALLBACK
+#endif
+// The server's certificate goes with the handshake (1.5 KB): the SSLSocket of MicroPython then
+// has no getpeercert(). Its dates and its root are in tlspolicy.last().
+#undef MBEDTLS_SSL_KEEP_PEER_CERTIFICATE
 
 // The sizes are variables, so that each connection begins with the room that it needs. The
 // preprocessor reads a name it does not know as 0, so mbedtls's own limit checks still pass;
