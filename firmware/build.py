@@ -31,6 +31,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 FIRMWARE = Path(__file__).resolve().parent
 ROOT = FIRMWARE.parent
@@ -70,7 +71,12 @@ VARIANTS = {
         Variant("stock32", "stock", True),
     )
 }
-STEPS = ("source", "mpy-cross", *VARIANTS)
+RELEASE = "stock-release"  # an unmodified MicroPython: its board is a program in the tree
+STEPS = ("source", "mpy-cross", *VARIANTS, RELEASE)
+
+
+def one_line(why: BaseException) -> str:
+    return " ".join(str(why).split())[:300].rstrip(".")
 
 
 def say(text: str) -> None:
@@ -433,7 +439,17 @@ def make_umqtt() -> str:
             "virtual environment in build/venv."
         ) from None
     say(f"source: fetching {pin['project']} {pin['version']}")
-    with PyPISimple() as client, tempfile.TemporaryDirectory(dir=WORK) as directory:
+    try:
+        fetch_umqtt(PyPISimple, pin, target)
+    except (OSError, ValueError) as why:  # what requests and pypi-simple raise
+        raise BuildError(f"{pin['project']} could not be fetched: {one_line(why)}.") from None
+    write_stamp("umqtt", {"sdist": pin["sdist_sha256"]})
+    return file_hash(target)
+
+
+def fetch_umqtt(client_type: Any, pin: dict[str, str], target: Path) -> None:
+    """The one file of the sdist that is frozen, whole or not at all."""
+    with client_type() as client, tempfile.TemporaryDirectory(dir=WORK) as directory:
         page = client.get_project_page(pin["project"])
         packages = [
             p for p in page.packages if p.version == pin["version"] and p.package_type == "sdist"
@@ -454,9 +470,9 @@ def make_umqtt() -> str:
             if content is None:
                 raise BuildError(f"{pin['project']} holds no umqtt/simple.py.")
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content.read())
-    write_stamp("umqtt", {"sdist": pin["sdist_sha256"]})
-    return file_hash(target)
+            new = target.with_suffix(".new")
+            new.write_bytes(content.read())
+            new.replace(target)
 
 
 # ------------------------------------------------------------------------------------ make
@@ -479,19 +495,58 @@ def need_tools(force_32bit: bool) -> None:
             )
 
 
+UNTAKEN_BY_MAKE = re.compile(r"[^A-Za-z0-9_./+,@=~-]")
+
+
+def plain_root() -> Path:
+    """The tree by a path that make takes: where its own has a blank, a link without one.
+
+    The link's name is the same each time, so that make finds again what it built.
+    """
+    if not UNTAKEN_BY_MAKE.search(str(ROOT)):
+        return ROOT
+    name = f"outpost-{os.getuid()}-{text_hash(str(ROOT))[:12]}"
+    link = Path(tempfile.gettempdir()) / name
+    try:
+        if not link.is_symlink():
+            link.symlink_to(ROOT)
+        if link.lstat().st_uid != os.getuid() or os.readlink(link) != str(ROOT):
+            raise OSError
+    except OSError:
+        raise BuildError(
+            f"make cannot build in {ROOT}, and {link} cannot stand in for it: "
+            "move the tree to a path without blanks."
+        ) from None
+    return link
+
+
+def plain(path: Path | str) -> str:
+    """A path of ours, or of MicroPython's clone, as make is told it."""
+    text = str(path)
+    if text == str(ROOT) or text.startswith(f"{ROOT}/"):
+        text = str(plain_root()) + text.removeprefix(str(ROOT))
+    if UNTAKEN_BY_MAKE.search(text):
+        raise BuildError(f"make cannot build with {text}: move it to a path without blanks.")
+    return text
+
+
 def jobs() -> int:
-    return int(os.environ.get("OUTPOST_JOBS", "0")) or os.cpu_count() or 1
+    asked = os.environ.get("OUTPOST_JOBS", "")
+    if asked and not asked.isdigit():
+        raise BuildError(f"OUTPOST_JOBS={asked} is not a number of jobs.")
+    return int(asked or 0) or os.cpu_count() or 1
 
 
 def make_command(directory: Path, arguments: list[str]) -> list[str]:
-    return [
-        "make", f"-j{jobs()}", "-C", str(directory), f"PYTHON={sys.executable}", *arguments
-    ]  # fmt: skip
+    python = f"PYTHON={plain(sys.executable)}"
+    return ["make", f"-j{jobs()}", "-C", plain(directory), python, *arguments]
 
 
 def make_environment() -> dict[str, str]:
     # What a surrounding make passes down is not meant for this one.
-    return {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    kept = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    # MicroPython asks git for its version: the repository around build/ is not its own.
+    return {**kept, "GIT_CEILING_DIRECTORIES": str(WORK)}
 
 
 def run_make(label: str, directory: Path, arguments: list[str], log: Path) -> None:
@@ -544,7 +599,7 @@ def make_mpy_cross(source_hash: str) -> str:
     run_make(
         "mpy-cross",
         source_directory() / "mpy-cross",
-        [f"BUILD={build}"],
+        [f"BUILD={plain(build)}"],
         WORK / "mpy-cross.log",
     )
     install(build / "mpy-cross", "mpy-cross")
@@ -554,10 +609,10 @@ def make_mpy_cross(source_hash: str) -> str:
 
 def variant_arguments(variant: Variant, build: Path) -> list[str]:
     arguments = [
-        f"BUILD={build}",
-        f"MICROPY_MPYCROSS={BIN / 'mpy-cross'}",
-        f"MICROPY_MPYCROSS_DEPENDENCY={BIN / 'mpy-cross'}",
-        f"VARIANT_DIR={FIRMWARE / 'virtual'}",
+        f"BUILD={plain(build)}",
+        f"MICROPY_MPYCROSS={plain(BIN / 'mpy-cross')}",
+        f"MICROPY_MPYCROSS_DEPENDENCY={plain(BIN / 'mpy-cross')}",
+        f"VARIANT_DIR={plain(FIRMWARE / 'virtual')}",
         f"OUTPOST_LEG={variant.leg}",
         f'MBEDTLS_CONFIG_FILE=\\"mbedtls_config_{variant.leg}.h\\"',
         "PROG=micropython",
@@ -568,7 +623,7 @@ def variant_arguments(variant: Variant, build: Path) -> list[str]:
         "MICROPY_SSL_MBEDTLS=1",
     ]
     if variant.leg == "outpost":
-        arguments.append(f"USER_C_MODULES={FIRMWARE / 'modules'}")
+        arguments.append(f"USER_C_MODULES={plain(FIRMWARE / 'modules')}")
         arguments.append("TLSPOLICY_CLOCK=board_mbedtls_time")
     if variant.force_32bit:
         arguments.append("MICROPY_FORCE_32BIT=1")
@@ -606,9 +661,29 @@ def make_variant(variant: Variant, source_hash: str, mpy_cross: str, umqtt: str)
     write_stamp(variant.name, {"base": base, "inputs": inputs})
 
 
+def link_release() -> None:
+    """Put the release leg's board beside the others, by a link that moves with the tree."""
+    program = FIRMWARE / "virtual" / "release" / "board"
+    if not os.access(program, os.X_OK):
+        raise BuildError(f"{program.relative_to(ROOT)} is missing from this tree, or cannot run.")
+    target = os.path.relpath(program, BIN)
+    link = BIN / RELEASE
+    if link.is_symlink() and os.readlink(link) == target:
+        return
+    BIN.mkdir(parents=True, exist_ok=True)
+    new = BIN / f".{RELEASE}.new"
+    new.unlink(missing_ok=True)
+    new.symlink_to(target)
+    new.replace(link)
+
+
 def build(names: list[str]) -> None:
     wanted = set(names)
     with one_at_a_time():
+        if RELEASE in wanted:
+            link_release()
+        if wanted == {RELEASE}:
+            return
         source = make_source()
         if wanted == {"source"}:
             return
@@ -624,7 +699,8 @@ STRICT = ("-Wall", "-Wextra", "-Werror", "-Wunused-parameter", "-fsyntax-only")
 
 def lint() -> None:
     """Check our C with every warning an error, as each binary compiles it (64 and 32 bits)."""
-    ours = sorted([*FIRMWARE.glob("modules/**/*.c"), *FIRMWARE.glob("virtual/*.c")])
+    sources = sorted([*FIRMWARE.glob("modules/**/*.c"), *FIRMWARE.glob("virtual/*.c")])
+    ours = [plain(path) for path in sources]
     bad: list[str] = []
     with one_at_a_time():
         for variant in VARIANTS.values():
@@ -632,12 +708,12 @@ def lint() -> None:
                 source_directory() / "ports" / "unix",
                 [*variant_arguments(variant, WORK / variant.name), "V=1", "-n"],
             )
-            command += [word for path in ours for word in ("-W", str(path))]
+            command += [word for path in ours for word in ("-W", path)]
             shown = subprocess.run(command, capture_output=True, text=True, env=make_environment())
             checked = 0
             for line in shown.stdout.splitlines():
                 words = shlex.split(line.split("||")[0]) if " -c " in line else []
-                if not words or words[-1] not in map(str, ours):
+                if not words or words[-1] not in ours:
                     continue
                 at = words.index("-o")
                 # MicroPython's own headers are not ours to judge.
@@ -669,6 +745,11 @@ def main() -> int:
             build(options.only or list(STEPS))
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        # No room, no rights, a folder in the way: the system's own words say it best.
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"error: {error.strerror or one_line(error)}{where}.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

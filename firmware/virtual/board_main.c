@@ -27,6 +27,9 @@
 // An ESP32's task has 16 KiB of stack; frames are wider on a 64-bit host.
 #define STACK_BYTES (16 * 1024 * sizeof(void *) / 4)
 
+// The last second of the year 9999: what --clock takes.
+#define LAST_CLOCK 253402300799
+
 int mp_unix_main(int argc, char **argv);
 
 // The unix port's main() reads it; without debug printers nobody else defines it.
@@ -90,6 +93,9 @@ static bool parse_size(const char *text, long *bytes) {
 
 static bool parse_cut(const char *text, boot_t *boot) {
     char *end;
+    if (*text < '0' || *text > '9') {
+        return false;
+    }
     boot->cut_at = strtoull(text, &end, 10);
     boot->cut_mode = FLASH_CUT_TORN;
     if (strcmp(end, ":clean") == 0) {
@@ -129,7 +135,7 @@ static bool parse_wifi(const char *text) {
 static bool parse_mac(const char *text) {
     unsigned int part[6];
     char rest;
-    if (sscanf(text, "%2x:%2x:%2x:%2x:%2x:%2x%c", &part[0], &part[1], &part[2], &part[3], &part[4],
+    if (text[strspn(text, "0123456789abcdefABCDEF:")] != 0 || sscanf(text, "%2x:%2x:%2x:%2x:%2x:%2x%c", &part[0], &part[1], &part[2], &part[3], &part[4],
         &part[5], &rest) != 6) {
         return false;
     }
@@ -159,7 +165,7 @@ static bool parse_one(const char *name, char *value, boot_t *boot) {
     } else if (strcmp(name, "--clock") == 0) {
         char *end;
         boot->clock = strtoll(value, &end, 10);
-        return *end == 0 && boot->clock >= 0;
+        return *end == 0 && end != value && boot->clock >= 0 && boot->clock <= LAST_CLOCK;
     } else {
         return false;
     }

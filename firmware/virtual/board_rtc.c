@@ -30,7 +30,9 @@ static void rtc_set(mp_obj_t when, size_t hour_at) {
         mp_obj_get_int(items[0]), mp_obj_get_int(items[1]), mp_obj_get_int(items[2]),
         mp_obj_get_int(items[hour_at]), mp_obj_get_int(items[hour_at + 1]),
         mp_obj_get_int(items[hour_at + 2]));
-    board_clock_set_us((seconds + BOARD_EPOCH_2000) * 1000000 + mp_obj_get_int(items[7]));
+    // Any number may stand in the tuple: what comes of a wild one is wild, but defined.
+    uint64_t us = (uint64_t)(seconds + BOARD_EPOCH_2000) * 1000000 + (uint64_t)mp_obj_get_int(items[7]);
+    board_clock_set_us((int64_t)us);
 }
 
 static mp_obj_t rtc_datetime(size_t n_args, const mp_obj_t *args) {

@@ -50,6 +50,8 @@ static uint8_t ns_of(mp_obj_t self) {
 }
 
 static void nvs_obj_print(const mp_print_t *print, mp_obj_t self, mp_print_kind_t kind) {
+    (void)self;
+    (void)kind;
     mp_printf(print, "<NVS namespace>");
 }
 
@@ -149,6 +151,10 @@ static mp_obj_t partition_new(const flash_partition_t *part, uint16_t block_size
     if (part == NULL) {
         mp_raise_OSError(MP_ENOENT);
     }
+    if (block_size == 0) {
+        // A stock board divides by it, and panics.
+        mp_raise_ValueError(MP_ERROR_TEXT("block size"));
+    }
     partition_obj_t *self = mp_obj_malloc(partition_obj_t, &partition_type);
     self->part = part;
     self->block_size = block_size;
@@ -157,6 +163,7 @@ static mp_obj_t partition_new(const flash_partition_t *part, uint16_t block_size
 }
 
 static void partition_print(const mp_print_t *print, mp_obj_t self_in, mp_print_kind_t kind) {
+    (void)kind;
     const flash_partition_t *p = ((partition_obj_t *)MP_OBJ_TO_PTR(self_in))->part;
     mp_printf(print, "<Partition type=%u, subtype=%u, address=%u, size=%u, label=%s, encrypted=%u>",
         p->type, p->subtype, (unsigned)p->offset, (unsigned)p->size, p->label, p->encrypted);
@@ -164,6 +171,7 @@ static void partition_print(const mp_print_t *print, mp_obj_t self_in, mp_print_
 
 static mp_obj_t partition_make_new(const mp_obj_type_t *type, size_t n_args, size_t n_kw,
     const mp_obj_t *args) {
+    (void)type;
     mp_arg_check_num(n_args, n_kw, 1, 2, false);
     const flash_partition_t *part;
     if (mp_obj_is_int(args[0])) {
@@ -319,6 +327,7 @@ static mp_obj_t partition_get_next_update(mp_obj_t self_in) {
 static MP_DEFINE_CONST_FUN_OBJ_1(partition_get_next_update_obj, partition_get_next_update);
 
 static mp_obj_t partition_mark_app_valid(mp_obj_t cls) {
+    (void)cls;
     check(flash_mark_app_valid());
     return mp_const_none;
 }

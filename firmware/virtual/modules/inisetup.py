@@ -1,7 +1,8 @@
 # A file system for an empty partition.
 #
-# Owns the decision whether it is empty: every byte of it is 0xff. Stock looks at the first
-# block alone, which an erase that was cut off leaves blank over a whole file system.
+# Owns the decision whether it is empty: every byte of it is 0xff, but for the first write of a
+# format that the power cut short. Stock looks at the first block alone, which an erase that was
+# cut off leaves blank over a whole file system.
 # Never formats over anything else, because what cannot be read may still be saved.
 import vfs
 from flashbdev import bdev
@@ -13,11 +14,17 @@ _BOOT = """\
 """
 
 
+# A format begins with one page in one of the first two blocks.
+_PAGE = 256
+
+
 def setup():
     block = bytearray(bdev.ioctl(5, 0))
     blank = b"\xff" * len(block)
     for number in range(bdev.ioctl(4, 0)):  # 4: how many blocks
         bdev.readblocks(number, block)
+        if number < 2:
+            block[:_PAGE] = blank[:_PAGE]
         if block != blank:
             print("The file system in partition vfs is corrupt: write the flash image again.")
             raise SystemExit

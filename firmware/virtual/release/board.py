@@ -81,6 +81,19 @@ def load_state(given):
         machine.memory = b""
 
 
+def blank(part):
+    """Empty, but for the first page of a format that the power cut short."""
+    block = bytearray(vflash.SECTOR)
+    empty = b"\xff" * len(block)
+    for number in range(part.ioctl(4, 0)):
+        part.readblocks(number, block)
+        if number < 2:
+            block[:256] = empty[:256]
+        if block != empty:
+            return False
+    return True
+
+
 def start(given):
     """Power the parts up and mount littlefs at '/'."""
     try:
@@ -106,9 +119,7 @@ def start(given):
         # First, since a power cut can leave block 0 erased and all files sound by block 1.
         files = vfs.VfsLfs2(parts[0])
     except OSError:
-        first = bytearray(2 * vflash.SECTOR)
-        parts[0].readblocks(0, first)
-        if first != b"\xff" * len(first):
+        if not blank(parts[0]):
             raise Stop("the file system in partition 'vfs' is corrupt: write the flash image again")
         vfs.VfsLfs2.mkfs(parts[0])
         files = vfs.VfsLfs2(parts[0])

@@ -1,277 +1,53 @@
 # SPDX-License-Identifier: MIT
 """Key-value storage in Espressif's NVS format (version 2), read and written in Python.
 
-Owns one partition. A new value is whole in flash before the old one goes; a page
-that cannot be read is left alone, never erased. Reads i32 and blob; other types are
-kept and moved, and read as "not found". Runs on MicroPython and on CPython (host tests).
+Owns how a value is replaced: a new value is whole in flash before the old one goes. Reads i32 and
+blob; other types are kept and moved, and read as "not found".
 """
 
-import binascii
 import struct
 
-NOT_FOUND = 0x1102
-NOT_ENOUGH_SPACE = 0x1105
-KEY_TOO_LONG = 0x1109
-INVALID_LENGTH = 0x110C
-NO_FREE_PAGES = 0x110D
-VALUE_TOO_LONG = 0x110E
-_NAMES = {
-    NOT_FOUND: "NOT_FOUND",
-    NOT_ENOUGH_SPACE: "NOT_ENOUGH_SPACE",
-    KEY_TOO_LONG: "KEY_TOO_LONG",
-    INVALID_LENGTH: "INVALID_LENGTH",
-    NO_FREE_PAGES: "NO_FREE_PAGES",
-    VALUE_TOO_LONG: "VALUE_TOO_LONG",
-}
-
-_PAGE = 4096
-_ENTRIES = 126
-_CHUNK_MAX = (_ENTRIES - 1) * 32
-_ACTIVE, _FULL, _FREEING = 0xFFFFFFFE, 0xFFFFFFFC, 0xFFFFFFF8
-_U8, _I32, _TEXT, _BLOB_V1, _CHUNK, _INDEX = 0x01, 0x14, 0x21, 0x41, 0x42, 0x48
-_WITH_PAYLOAD = (_TEXT, _BLOB_V1, _CHUNK)
-_WRITTEN, _ERASED = 2, 0
-_NO_CHUNK = 0xFF
-_BLANK = b"\xff" * 32
+# The codes too: who uses this module compares with them.
+from nvs_store import (  # noqa: F401
+    BLOB_V1,
+    CHUNK,
+    CHUNK_MAX,
+    I32,
+    INDEX,
+    INVALID_LENGTH,
+    KEY_TOO_LONG,
+    NO_CHUNK,
+    NO_FREE_PAGES,
+    NOT_ENOUGH_SPACE,
+    NOT_FOUND,
+    U8,
+    VALUE_TOO_LONG,
+    Store,
+    crc,
+    error,
+)
 
 
-def error(code):
-    return OSError(-code, "ESP_ERR_NVS_" + _NAMES[code])
-
-
-def crc(data):
-    return binascii.crc32(data, 0xFFFFFFFF) & 0xFFFFFFFF
-
-
-class _Page:
-    def __init__(self, base, state, seq):
-        self.base = base
-        self.state = state
-        self.seq = seq
-        self.next = 0  # first entry that is free, as are all after it
-        self.used = 0  # entries that hold live items
-
-
-class Nvs:
-    """`flash` has read(offset, n), program(offset, data) and erase(offset)."""
-
-    def __init__(self, flash, offset, size):
-        self._flash = flash
-        self._blank = []  # pages that are free
-        self._pages = []  # by age; the last is the one written to
-        self._items = {}  # (namespace, key, chunk) -> (page, entry)
-        self.unreadable = 0
-        for base in range(offset, offset + size, _PAGE):
-            self._load_header(base)
-        self._pages.sort(key=lambda p: p.seq)
-        for page in self._pages:
-            self._scan(page)
-        if not self._pages and not self._blank:
-            raise error(NO_FREE_PAGES)
-        for page in list(self._pages):
-            if page.state == _FREEING:  # the power went while it was emptied
-                if self._pages[-1].state != _ACTIVE and self._blank:
-                    self._begin_page()
-                self._empty(page)
-        self._drop_halves()
-
-    # Loading
-
-    def _load_header(self, base):
-        head = self._flash.read(base, 32)
-        if head == _BLANK:
-            self._blank.append(base)
-            return
-        state, seq, version = struct.unpack("<IIB", head[:9])
-        known = state in (_ACTIVE, _FULL, _FREEING) and version in (0xFE, 0xFF)
-        if known and crc(head[4:28]) == struct.unpack("<I", head[28:])[0]:
-            self._pages.append(_Page(base, state, seq))
-        elif self._flash.read(base + 32, _PAGE - 32) == b"\xff" * (_PAGE - 32):
-            self._blank.append(base)  # the power went while its header was written
-        else:
-            self.unreadable += 1
-
-    def _scan(self, page):
-        raw = self._flash.read(page.base, _PAGE)
-        i = 0
-        while i < _ENTRIES:
-            state = raw[32 + i // 4] >> i % 4 * 2 & 3
-            entry = raw[64 + i * 32 : 96 + i * 32]
-            span = 1
-            if state == 3:
-                if entry != _BLANK:  # the power went before its state was written
-                    self._mark(page, i, 1, _ERASED)
-                    page.next = i + 1
-            elif state == _WRITTEN and not self._sound(raw, i, entry):
-                self._mark(page, i, 1, _ERASED)
-                page.next = i + 1
-            elif state == _WRITTEN:
-                span = entry[2]
-                key = self._key(entry)
-                page.used += span
-                if key in self._items:  # the older one: the power went before it was erased
-                    self._erase(key)
-                self._items[key] = (page, i)
-                page.next = i + span
-            else:
-                page.next = i + 1
-            i += span
-
-    @staticmethod
-    def _sound(raw, i, entry):
-        """Whether the item that starts at entry i is whole."""
-        span = entry[2]
-        if crc(entry[:4] + entry[8:]) != struct.unpack("<I", entry[4:8])[0] or not span:
-            return False
-        for k in range(i, i + span):
-            if k >= _ENTRIES or raw[32 + k // 4] >> k % 4 * 2 & 3 != _WRITTEN:
-                return False
-        if entry[1] not in _WITH_PAYLOAD:
-            return True
-        size, _, payload_crc = struct.unpack("<HHI", entry[24:])
-        start = 96 + i * 32
-        return size <= (span - 1) * 32 and crc(raw[start : start + size]) == payload_crc
-
-    @staticmethod
-    def _key(entry):
-        return entry[0], bytes(entry[8:24]).split(b"\0")[0], entry[3]
-
-    def _drop_halves(self):
-        """Erase blobs of which a part is missing, and parts of no blob."""
-        for key in list(self._items):
-            ns, name, chunk = key
-            if chunk == _NO_CHUNK and self._entry(key)[1] == _INDEX:
-                if any((ns, name, c) not in self._items for c in self._chunks(key)):
-                    self._erase(key)
-        for key in list(self._items):
-            index = key[:2] + (_NO_CHUNK,)
-            if key[2] != _NO_CHUNK:
-                if index not in self._items or key[2] not in self._chunks(index):
-                    self._erase(key)
-
-    # Entries
-
-    def _entry(self, key):
-        page, i = self._items[key]
-        return self._flash.read(page.base + 64 + i * 32, 32)
-
-    def _payload(self, key):
-        page, i = self._items[key]
-        size = struct.unpack("<H", self._entry(key)[24:26])[0]
-        return self._flash.read(page.base + 96 + i * 32, size)
-
-    def _chunks(self, index):
-        """The chunk numbers of a blob, in order; none where the key holds no blob."""
-        entry = self._entry(index)
-        if entry[1] != _INDEX:
-            return ()
-        return range(entry[29], entry[29] + entry[28])
-
-    def _mark(self, page, i, n, state):
-        mask = bytearray(_BLANK)
-        for k in range(i, i + n):
-            mask[k // 4] &= ~((3 ^ state) << k % 4 * 2) & 0xFF
-        first, last = i // 4, (i + n - 1) // 4 + 1
-        self._flash.program(page.base + 32 + first, mask[first:last])
-
-    def _erase(self, key):
-        self._erase_at(*self._items.pop(key))
-
-    def _erase_at(self, page, i):
-        span = self._flash.read(page.base + 64 + i * 32, 32)[2]
-        page.used -= span
-        self._mark(page, i, span, _ERASED)
-
-    def _append(self, entry, payload=b""):
-        """Write one item into the last page, which must have room, and put it in the index."""
-        page = self._pages[-1]
-        i = page.next
-        at = page.base + 64 + i * 32
-        if payload:
-            self._flash.program(at + 32, payload)
-        self._flash.program(at, entry)
-        self._mark(page, i, entry[2], _WRITTEN)
-        page.next += entry[2]
-        page.used += entry[2]
-        self._items[self._key(entry)] = (page, i)
-
-    def _write(self, ns, kind, name, chunk, data, payload=b""):
-        span = 1 + (len(payload) + 31) // 32
-        if self._room() < span:
-            self._new_page()
-            if self._room() < span:
-                raise error(NOT_ENOUGH_SPACE)
-        head = bytes((ns, kind, span, chunk))
-        tail = name + bytes(16 - len(name)) + data
-        self._append(head + struct.pack("<I", crc(head + tail)) + tail, payload)
-
-    # Pages
-
-    def _room(self):
-        """Entries that the last page still takes."""
-        page = self._pages[-1] if self._pages else None
-        return _ENTRIES - page.next if page and page.state == _ACTIVE else 0
-
-    def _state(self, page, state):
-        page.state = state
-        self._flash.program(page.base, struct.pack("<I", state))
-
-    def _new_page(self):
-        """Close the last page and begin another; one page is always kept free for this."""
-        if self._pages and self._pages[-1].state == _ACTIVE:
-            self._state(self._pages[-1], _FULL)
-        victim = None
-        if len(self._blank) < 2 and self._pages:
-            victim = min(self._pages, key=lambda p: p.used)
-            if not self._blank or victim.used == _ENTRIES:
-                raise error(NOT_ENOUGH_SPACE)
-            self._state(victim, _FREEING)
-        self._begin_page()
-        if victim:
-            self._empty(victim)
-
-    def _begin_page(self):
-        base = self._blank.pop(0)
-        if self._flash.read(base, _PAGE) != b"\xff" * _PAGE:
-            self._flash.erase(base)
-        seq = self._pages[-1].seq + 1 if self._pages else 0
-        head = struct.pack("<IB", seq, 0xFE) + b"\xff" * 19
-        head = struct.pack("<I", _ACTIVE) + head + struct.pack("<I", crc(head))
-        self._flash.program(base, head)
-        self._pages.append(_Page(base, _ACTIVE, seq))
-
-    def _empty(self, page):
-        """Move what a page holds into the last one and erase it; without room, leave it."""
-        for key, (where, i) in sorted(self._items.items(), key=lambda item: item[1][1]):
-            if where is page:
-                entry = self._entry(key)
-                if self._room() < entry[2]:
-                    return
-                payload = self._flash.read(page.base + 96 + i * 32, (entry[2] - 1) * 32)
-                self._append(entry, payload)
-        self._flash.erase(page.base)
-        self._pages.remove(page)
-        self._blank.append(page.base)
-
-    # What the esp32 module calls; names are bytes
+class Nvs(Store):
+    """`flash` has read(offset, n), program(offset, data) and erase(offset). Names are bytes."""
 
     def open(self, name):
         """The namespace's number; made where it is not there."""
         if len(name) > 15:
             raise error(KEY_TOO_LONG)
-        key = (0, name, _NO_CHUNK)
+        key = (0, name, NO_CHUNK)
         if key in self._items:
             return self._entry(key)[24]
         numbers = [self._entry(k)[24] for k in self._items if k[0] == 0]
         free = [n for n in range(1, 255) if n not in numbers]
         if not free:
             raise error(NOT_ENOUGH_SPACE)
-        self._write(0, _U8, name, _NO_CHUNK, bytes((free[0],)) + b"\xff" * 7)
+        self._write(0, U8, name, NO_CHUNK, bytes((free[0],)) + b"\xff" * 7)
         return free[0]
 
     def _find(self, ns, name, kinds):
         """The item's key; NOT_FOUND where there is none or it has another type."""
-        key = (ns, name[:15], _NO_CHUNK)  # ESP-IDF compares 15 characters, no more
+        key = (ns, name[:15], NO_CHUNK)  # ESP-IDF compares 15 characters, no more
         if key not in self._items or kinds and self._entry(key)[1] not in kinds:
             raise error(NOT_FOUND)
         return key
@@ -288,17 +64,17 @@ class Nvs:
         return False
 
     def get_i32(self, ns, name):
-        return struct.unpack("<i", self._entry(self._find(ns, name, (_I32,)))[24:28])[0]
+        return struct.unpack("<i", self._entry(self._find(ns, name, (I32,)))[24:28])[0]
 
     def set_i32(self, ns, name, value):
         if self._same(value, self.get_i32, ns, name):
             return
         old = self._parts(ns, name)
-        self._replace(old, ns, _I32, name, struct.pack("<i", value) + b"\xff" * 4)
+        self._replace(old, ns, I32, name, struct.pack("<i", value) + b"\xff" * 4)
 
     def get_blob(self, ns, name):
-        key = self._find(ns, name, (_INDEX, _BLOB_V1))
-        if self._entry(key)[1] == _BLOB_V1:
+        key = self._find(ns, name, (INDEX, BLOB_V1))
+        if self._entry(key)[1] == BLOB_V1:
             return self._payload(key)
         return b"".join(self._payload((ns, key[1], c)) for c in self._chunks(key))
 
@@ -306,7 +82,7 @@ class Nvs:
         value = bytes(value)
         if self._same(value, self.get_blob, ns, name):
             return
-        if len(value) > (len(self._pages) + len(self._blank) - 1) * _CHUNK_MAX:
+        if len(value) > (len(self._pages) + len(self._blank) - 1) * CHUNK_MAX:
             raise error(VALUE_TOO_LONG)
         old = self._parts(ns, name)
         # The chunks of the new version are numbered from 0x80 where the old are from 0.
@@ -316,7 +92,7 @@ class Nvs:
         try:
             while True:
                 room = max(0, self._room() - 1) * 32
-                if not written and room < max(1, len(value)) and room < _CHUNK_MAX // 10:
+                if not written and room < max(1, len(value)) and room < CHUNK_MAX // 10:
                     self._new_page()
                     if max(0, self._room() - 1) * 32 == room:
                         raise error(NOT_ENOUGH_SPACE)
@@ -326,14 +102,14 @@ class Nvs:
                 part = value[at : at + room]
                 chunk = start + len(written)
                 data = struct.pack("<HHI", len(part), 0xFFFF, crc(part))
-                self._write(ns, _CHUNK, name, chunk, data, part)
+                self._write(ns, CHUNK, name, chunk, data, part)
                 written.append((ns, name, chunk))
                 at += len(part)
                 if at == len(value):
                     break
                 self._new_page()
             index = struct.pack("<IBBH", len(value), len(written), start, 0xFFFF)
-            self._replace(old, ns, _INDEX, name, index)
+            self._replace(old, ns, INDEX, name, index)
         except OSError:
             for key in written:
                 self._erase(key)
@@ -341,18 +117,18 @@ class Nvs:
 
     def _parts(self, ns, name):
         """The keys of all that a name owns; its first item last, so that it goes last."""
-        key = (ns, name, _NO_CHUNK)
+        key = (ns, name, NO_CHUNK)
         if key not in self._items:
             return []
         return [(ns, name, c) for c in self._chunks(key)] + [key]
 
     def _replace(self, old, ns, kind, name, data):
         """Write the item that makes the new value whole, then erase the old value."""
-        key = (ns, name, _NO_CHUNK)
+        key = (ns, name, NO_CHUNK)
         if self._room() < 1:  # now, since it moves items, the old value among them
             self._new_page()
         where = self._items.get(key)
-        self._write(ns, kind, name, _NO_CHUNK, data)
+        self._write(ns, kind, name, NO_CHUNK, data)
         if where:
             self._erase_at(*where)
         for part in old[:-1]:

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: MIT
+// MD5 as RFC 1321 has it; see md5.h for what it is for. Never used where security is asked for.
+#include "md5.h"
+#include "bytes.h"
+
+#include <string.h>
+
+static const uint8_t md5_shift[16] = { 7, 12, 17, 22, 5, 9, 14, 20, 4, 11, 16, 23, 6, 10, 15, 21 };
+
+static uint32_t rotate(uint32_t x, unsigned n) {
+    return x << n | x >> (32 - n);
+}
+
+// The constants of the standard: floor(2^32 * |sin(i + 1)|).
+static const uint32_t md5_sine[64] = {
+    0xd76aa478, 0xe8c7b756, 0x242070db, 0xc1bdceee, 0xf57c0faf, 0x4787c62a, 0xa8304613, 0xfd469501,
+    0x698098d8, 0x8b44f7af, 0xffff5bb1, 0x895cd7be, 0x6b901122, 0xfd987193, 0xa679438e, 0x49b40821,
+    0xf61e2562, 0xc040b340, 0x265e5a51, 0xe9b6c7aa, 0xd62f105d, 0x02441453, 0xd8a1e681, 0xe7d3fbc8,
+    0x21e1cde6, 0xc33707d6, 0xf4d50d87, 0x455a14ed, 0xa9e3e905, 0xfcefa3f8, 0x676f02d9, 0x8d2a4c8a,
+    0xfffa3942, 0x8771f681, 0x6d9d6122, 0xfde5380c, 0xa4beea44, 0x4bdecfa9, 0xf6bb4b60, 0xbebfbc70,
+    0x289b7ec6, 0xeaa127fa, 0xd4ef3085, 0x04881d05, 0xd9d4d039, 0xe6db99e5, 0x1fa27cf8, 0xc4ac5665,
+    0xf4292244, 0x432aff97, 0xab9423a7, 0xfc93a039, 0x655b59c3, 0x8f0ccc92, 0xffeff47d, 0x85845dd1,
+    0x6fa87e4f, 0xfe2ce6e0, 0xa3014314, 0x4e0811a1, 0xf7537e82, 0xbd3af235, 0x2ad7d2bb, 0xeb86d391,
+};
+
+static void md5_block(uint32_t sum[4], const uint8_t *block) {
+    uint32_t a = sum[0], b = sum[1], c = sum[2], d = sum[3];
+    for (unsigned i = 0; i < 64; i++) {
+        uint32_t f;
+        unsigned g;
+        switch (i / 16) {
+            case 0:
+                f = (b & c) | (~b & d);
+                g = i;
+                break;
+            case 1:
+                f = (d & b) | (~d & c);
+                g = (5 * i + 1) % 16;
+                break;
+            case 2:
+                f = b ^ c ^ d;
+                g = (3 * i + 5) % 16;
+                break;
+            default:
+                f = c ^ (b | ~d);
+                g = (7 * i) % 16;
+                break;
+        }
+        uint32_t next = b + rotate(a + f + md5_sine[i] + le32(block + 4 * g),
+            md5_shift[i / 16 * 4 + i % 4]);
+        a = d;
+        d = c;
+        c = b;
+        b = next;
+    }
+    sum[0] += a;
+    sum[1] += b;
+    sum[2] += c;
+    sum[3] += d;
+}
+
+void md5(const uint8_t *data, size_t len, uint8_t digest[16]) {
+    uint32_t sum[4] = { 0x67452301, 0xefcdab89, 0x98badcfe, 0x10325476 };
+    size_t done = 0;
+    for (; len - done >= 64; done += 64) {
+        md5_block(sum, data + done);
+    }
+    uint8_t tail[128] = { 0 };
+    size_t rest = len - done;
+    memcpy(tail, data + done, rest);
+    tail[rest] = 0x80;
+    size_t blocks = rest < 56 ? 1 : 2;
+    put_le32(tail + blocks * 64 - 8, (uint32_t)(len << 3));
+    put_le32(tail + blocks * 64 - 4, (uint32_t)(len >> 29));
+    for (size_t i = 0; i < blocks; i++) {
+        md5_block(sum, tail + i * 64);
+    }
+    for (int i = 0; i < 4; i++) {
+        put_le32(digest + 4 * i, sum[i]);
+    }
+}
