@@ -1,6 +1,6 @@
 """The virtual board's flash and NVS, compiled alone and driven from Python through ctypes.
 
-Owns the shared library that it builds into build/tests/ from firmware/virtual/flash.c and nvs.c.
+Owns the shared library that it builds into build/tests/ from the files in SOURCES.
 Never starts a MicroPython: the same C code as in the board, without the board.
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent
 VIRTUAL = REPO / "firmware" / "virtual"
 
+SOURCES = ("flash*.[ch]", "nvs*.[ch]", "md5.[ch]", "bytes.h", "board_err.c")
 MIB = 1024 * 1024
 SECTOR = 4096
 CLEAN, TORN, ODD = 0, 1, 2
@@ -73,7 +74,7 @@ class ChipError(Exception):
 
 def library(*defines: str) -> Path:
     """The shared library, built when a source is newer than what is there."""
-    sources = [VIRTUAL / name for name in ("flash.c", "nvs.c", "flash.h", "nvs.h")]
+    sources = sorted(path for pattern in SOURCES for path in VIRTUAL.glob(pattern))
     digest = hashlib.sha256(repr(defines).encode())
     for source in sources:
         digest.update(source.read_bytes())

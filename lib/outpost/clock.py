@@ -12,13 +12,15 @@ import socket
 import struct
 import time
 
-from . import agreed
+from . import agreed, log
 from .errors import ClockError
 
 # `time` counts from 2000 on the ESP32 and from 1970 on a unix port.
 _EPOCH = agreed.UNIX_2000 if time.gmtime(0)[0] == 2000 else 0
 _NTP_TO_UNIX = 2208988800
 _ERA = 1 << 32
+# The end of an i32 from 2000, in 2068: the board's own date arithmetic ends there.
+_LAST = agreed.UNIX_2000 + 0x7FFFFFFF
 
 
 def now():
@@ -27,8 +29,8 @@ def now():
 
 
 def text(unix):
-    """ISO 8601 of Unix seconds."""
-    t = time.gmtime(unix - _EPOCH)
+    """ISO 8601 of Unix seconds (up to 2068, where the board's calendar ends)."""
+    t = time.gmtime(min(unix, _LAST) - _EPOCH)
     return "%04d-%02d-%02dT%02d:%02d:%02dZ" % t[:6]
 
 
@@ -38,12 +40,13 @@ def unix(year, month, day, hour=0, minute=0, second=0):
 
 
 class Clock:
-    """source: "unknown" (the clock is below the floor or was never set), "floor"
-    (set to the floor: late, but never early), "rtc" (kept over a reset), or the
-    name of the SNTP server that answered."""
+    """source: "unknown" (not looked at yet), "floor" (set to the floor: late, but
+    never early), "rtc" (kept over a reset), "unvouched" (doubted, and nobody gave a
+    better one), or the name of the SNTP server that answered."""
 
     def __init__(self, servers):
-        self._servers = servers
+        self.servers = servers
+        self._asked = False
         self.source = "unknown"
         self.floor = self._load_floor()
 
@@ -51,24 +54,46 @@ class Clock:
         import esp32
 
         try:
-            return esp32.NVS(agreed.NVS_NAMESPACE).get_i32(agreed.NVS_TIME_FLOOR) + agreed.UNIX_2000
+            floor = esp32.NVS(agreed.NVS_NAMESPACE).get_i32(agreed.NVS_TIME_FLOOR)
         except OSError:
-            return agreed.UNIX_2000
+            floor = 0
+        return agreed.UNIX_2000 + max(0, floor)
 
     def raise_floor(self, unix_s):
         """Raise the floor to a time that something signed vouches for. Never lowers it.
 
         Writes one NVS entry when it rises by a day or more, so that a year of
-        connections costs few erases.
+        connections costs few erases. Where NVS takes no more (it is full), the floor
+        holds until the next restart.
         """
-        if unix_s < self.floor + 86400:
+        if unix_s < self.floor + 86400 or unix_s > _LAST:
             return
+        self.floor = unix_s
         import esp32
 
-        nvs = esp32.NVS(agreed.NVS_NAMESPACE)
-        nvs.set_i32(agreed.NVS_TIME_FLOOR, unix_s - agreed.UNIX_2000)
-        nvs.commit()
-        self.floor = unix_s
+        try:
+            nvs = esp32.NVS(agreed.NVS_NAMESPACE)
+            nvs.set_i32(agreed.NVS_TIME_FLOOR, unix_s - agreed.UNIX_2000)
+            nvs.commit()
+        except OSError as e:
+            log.say("clock", "the floor of time could not be kept in NVS (%s)" % e)
+
+    def doubt(self):
+        """The server's certificate or our token was refused: the clock may be why.
+
+        True where the next settle() will ask SNTP though this one did not, so that
+        trying again soon can help. Without this, one wrong answer of SNTP, kept over
+        every reset, would keep a device away until its power is cut.
+        """
+        self.source = "floor" if self.source == "floor" else "unvouched"
+        return not self._asked
+
+    def vouched(self):
+        """Whether the time is worth writing down: a server gave it, or it was kept since."""
+        return self.source not in ("unknown", "floor", "unvouched")
+
+    def _possible(self, unix_s):
+        return self.floor <= unix_s <= _LAST
 
     def settle(self):
         """Make the clock usable: keep it, ask SNTP, or fall back to the floor.
@@ -77,26 +102,37 @@ class Clock:
         nothing that a bad network could cause: a device whose SNTP is blocked
         still tries to connect with the floor, and says so.
         """
-        if self.source not in ("unknown", "floor") and now() >= self.floor:
-            return now()
-        import machine
+        self._asked = False
+        if self._possible(now()):
+            if self.vouched():
+                return now()
+            import machine
 
-        if machine.reset_cause() != machine.PWRON_RESET and now() >= self.floor + 1:
-            self.source = "rtc"
-            return now()
-        for host, port in self._servers:
+            if self.source == "unknown" and machine.reset_cause() != machine.PWRON_RESET:
+                self.source = "rtc"
+                return now()
+        self._asked = True
+        for host, port in self.servers:
             try:
                 unix_s = query(host, port)
-            except (OSError, ClockError):
+            except (OSError, ClockError) as e:
+                log.say("clock", "no time from %s: %s" % (host, e))
                 continue
             # Below the floor: a forgery or a broken server. The next one may do better.
-            if unix_s >= self.floor:
+            if self._possible(unix_s):
                 _set(unix_s)
                 self.source = host
                 return unix_s
-        if now() < self.floor:
+            log.say(
+                "clock",
+                "%s says %s, but it is at least %s: not believed"
+                % (host, text(unix_s), text(self.floor)),
+            )
+        if not self._possible(now()):
             _set(self.floor)
-        self.source = "floor"
+            self.source = "floor"
+        elif self.source != "floor":
+            self.source = "unvouched"
         return now()
 
 
@@ -114,7 +150,10 @@ def query(host, port=123, timeout_ms=3000):
     that only one who saw the question can answer it, come from a synchronised
     server, and arrive in time.
     """
-    address = socket.getaddrinfo(host, port)[0][-1]
+    try:
+        address = socket.getaddrinfo(host, port)[0][-1]
+    except (OSError, IndexError):
+        raise ClockError("the name does not resolve")
     nonce = os.urandom(8)
     packet = bytearray(48)
     packet[0] = 0x23  # no leap warning, version 4, client
@@ -125,16 +164,19 @@ def query(host, port=123, timeout_ms=3000):
         start = time.ticks_ms()
         s.sendto(packet, address)
         while time.ticks_diff(time.ticks_ms(), start) < timeout_ms:
-            answer = s.recv(68)
+            try:
+                answer = s.recv(68)
+            except OSError:
+                break  # nothing came in time, or nobody listens there
             if len(answer) < 48 or answer[24:32] != nonce:
                 continue  # not to this question
             if answer[0] & 7 != 4 or answer[0] >> 6 == 3 or not 1 <= answer[1] <= 15:
-                raise ClockError("SNTP server %s is not synchronised" % host)
+                raise ClockError("it is not synchronised itself")
             seconds = struct.unpack("!I", answer[40:44])[0]
             if not seconds:
-                raise ClockError("SNTP server %s gave no time" % host)
+                raise ClockError("its answer holds no time")
             # Era 0 ended in 2036: a small number is of era 1 (RFC 4330, section 3).
             return seconds - _NTP_TO_UNIX + (_ERA if seconds < 0x80000000 else 0)
     finally:
         s.close()
-    raise ClockError("SNTP server %s did not answer in %d ms" % (host, timeout_ms))
+    raise ClockError("no answer in %d ms" % timeout_ms)

@@ -5,6 +5,7 @@ which it never prints. Writes nothing.
 """
 
 import json
+import os
 
 from . import agreed
 from .errors import ConfigError
@@ -48,8 +49,11 @@ def host_port(value, default_port):
     """("host", port) of "host" or "host:port"; raises ValueError."""
     host, colon, port = value.partition(":")
     number = int(port) if colon else default_port
-    if not host or " " in host or not 1 <= number <= 65535:
+    if not 1 <= len(host) <= 255 or not 1 <= number <= 65535:
         raise ValueError(value)
+    for c in host:
+        if ord(c) <= 32 or ord(c) == 127:
+            raise ValueError(value)
     return host, number
 
 
@@ -86,7 +90,9 @@ def check(raw):
         wrong.append('wifi is missing or not an object such as {"ssid": "...", "key": "..."}')
     else:
         c.wifi_ssid = _text("wifi.ssid", wifi.get("ssid"), 32, wrong)
-        c.wifi_key = wifi.get("key") or ""
+        if len(c.wifi_ssid.encode()) > 32:
+            wrong.append("wifi.ssid is longer than the 32 bytes that a network's name may have")
+        c.wifi_key = wifi.get("key", "")
         if not isinstance(c.wifi_key, str) or len(c.wifi_key) > 64 or 0 < len(c.wifi_key) < 8:
             wrong.append(
                 "wifi.key must be a text of 8 to 64 characters, or empty for an open network"
@@ -106,7 +112,8 @@ def check(raw):
             wrong.append('sntp must hold texts such as "host" or "host:port"')
     size = raw.get("record_size", "auto")
     c.record_size = 0 if size == "none" else size
-    if isinstance(size, bool) or c.record_size not in ("auto", 0) + agreed.RECORD_SIZES:
+    # 512.0 equals 512 and True equals 1, but neither is a size.
+    if isinstance(size, (bool, float)) or c.record_size not in ("auto", 0) + agreed.RECORD_SIZES:
         wrong.append('record_size must be "auto", "none", 512, 1024, 2048 or 4096')
     suites = raw.get("suites", "all")
     if suites not in ("all", "ecc"):
@@ -137,8 +144,10 @@ def check(raw):
 def load(path=agreed.CONFIG_PATH):
     """Read and check the configuration. Allocates the file once (a few hundred bytes)."""
     try:
+        # No more than it needs: in a heap with holes, 4 KB in one piece may not be there.
+        size = min(os.stat(path)[6], 4096)
         with open(path) as f:
-            text = f.read(4097)
+            text = f.read(size + 1)
     except OSError:
         raise ConfigError(
             "%s is not there: build the image with 'outpost image', or copy one to the board"

@@ -3,27 +3,28 @@
     config -> identity -> link -> clock -> trust -> tls -> mqtt -> hub
 
 Each failure is one sentence on the console, then a wait, then the walk again from
-its start: what a person mends meanwhile is picked up. Holds the messages that
-wait for their PUBACK, in RAM; owns no flash.
+its start: what a person mends meanwhile is picked up. Messages are the Sender's, flash
+is the outbox's and the identity's: owns none itself.
 """
 
-import binascii
 import gc
-import json
 import sys
 import time
 
-from . import clock, config, identity, iothub, log, tls, trust
+from . import agreed, clock, config, identity, iothub, log, sender, telemetry, tls, trust
 from .backoff import Backoff
-from .errors import MqttError, OutboxFull, OutpostError
+from .errors import OutboxFull, OutpostError, understood
 from .link import Link
 from .mqtt import Session
+from .outbox import TIME_UNKNOWN
 
-_WINDOW = 8  # QoS 1 publishes in flight
 _READS_PER_STEP = 16  # so that a flood from the server cannot starve the timers
 _ACK_TIMEOUT_MS = 30000
 _STEADY_MS = 60000  # a connection that lasted this long was a good one
 _IDLE_MS = 1000
+_WALK_S = 60  # from the making of a token to the connection made with it, at the longest
+_RESERVE_BYTES = 12288  # what a connection takes of the GC heap while it is made
+_PIECE_BYTES = 2048  # of that, the most in one piece: a root certificate
 
 
 class _Timer:
@@ -47,22 +48,20 @@ class Device:
 
     def __init__(self):
         self.id = None
-        self.sent = 0
-        self.acked = 0
         self.connection = None  # facts of the last handshake (tls.Connection)
         self.online = False
         self._timers = []
-        self._queue = []  # [id, body, packet id or None], oldest first
-        self._queue_limit = 32
-        self._next_id = 1
+        self._messages = sender.Sender(sender.open_outbox(agreed.OUTBOX_LABEL))
         self._config = None
         self._clock = None
         self._link = None
         self._ladder = None
+        self._endpoint = None  # what the ladder is for
+        self._stepping = False
         self._session = None
         self._stream = None
-        self._topic = None
         self._renew_at = 0
+        self._ack_timeout_ms = _ACK_TIMEOUT_MS
         self._online_since = 0
         self._backoff = Backoff(1, 300)
         self._retry_at = 0
@@ -70,73 +69,112 @@ class Device:
     # What the application says
 
     def every(self, seconds):
-        """Decorator: call the function every `seconds` (a number above 0), first at once."""
-        if seconds <= 0:
-            raise ValueError("every() wants a number of seconds above 0")
+        """Decorator: call the function every `seconds` (0.001 or more), first at once."""
+        # Whole seconds stay whole: a single-precision float has no room for many days.
+        if not 0.001 <= seconds <= 1e9:
+            raise ValueError("every() wants a number of seconds from 0.001 to 1e9")
+        period_ms = int(seconds * 1000)
 
         def register(handler):
-            self._timers.append(_Timer(int(seconds * 1000), handler))
+            self._timers.append(_Timer(period_ms, handler))
             return handler
 
         return register
 
-    def send(self, body):
-        """Queue one telemetry message: a value for json.dumps, or bytes as they are.
+    @property
+    def sent(self):
+        """Messages published since start, not counting repetitions."""
+        return self._messages.sent
 
-        Returns its number. It stays queued, in RAM, until the hub has acknowledged
-        it (QoS 1: it may arrive twice, never not at all while the device runs).
-        OutboxFull when config's `queue` messages wait already; ValueError when it
-        is longer than the hub takes.
+    @property
+    def acked(self):
+        """Messages that the hub has acknowledged since start."""
+        return self._messages.acked
+
+    def send(self, body, durable=True):
+        """Take one telemetry message: a value that JSON has, or bytes as they are.
+
+        Returns its number once it is safe in flash. From then on it is kept, over
+        power cuts and resets, until the hub has acknowledged it (QoS 1: it may arrive
+        twice, never not at all). At most 4,060 bytes. With durable=False, or on a board
+        without an outbox partition, it waits in RAM and is lost with the power: at most
+        65,536 bytes, and config's `queue` of them.
+
+        OutboxFull when there is no room: nothing was taken. ValueError when it is too
+        long or has no JSON.
         """
-        if not isinstance(body, (bytes, bytearray)):
-            body = json.dumps(body).encode()
-        if len(body) > 65536:
-            raise ValueError("a message of %d bytes is too long: 65,536 at most" % len(body))
-        if len(self._queue) >= self._queue_limit:
-            raise OutboxFull(
-                "%d messages wait for the hub already: this one was not taken" % len(self._queue)
-            )
-        number = self._next_id
-        self._next_id += 1
-        self._queue.append([number, body, None])
-        return number
+        try:
+            body = telemetry.encode(body)
+        except MemoryError:
+            raise OutboxFull("there is no memory for it: this message was not taken")
+        self._messages.check_size(len(body), durable)
+        if not self._messages.keeps(durable):
+            # Messages that leave no room for a connection would wait for ever.
+            self._need_room()
+        return self._messages.accept(body, durable, self._date())
+
+    def _date(self):
+        """Seconds since 2000, or None while nobody vouches for the clock."""
+        if self._clock and self._clock.vouched():
+            return clock.now() - agreed.UNIX_2000
+        return None
+
+    def _need_room(self):
+        """OutboxFull where too little memory is free, or none of it in one piece."""
+        reserve = _RESERVE_BYTES // 2 if self.online else _RESERVE_BYTES
+        if gc.mem_free() < reserve:
+            gc.collect()
+            if gc.mem_free() < reserve:
+                raise OutboxFull(
+                    "only %d bytes of memory are free: this message was not taken" % gc.mem_free()
+                )
+        if self._messages.in_ram() > sender.WINDOW:
+            try:
+                bytearray(_PIECE_BYTES)
+            except MemoryError:
+                raise OutboxFull("the free memory is in pieces: this message was not taken")
 
     def run(self):
-        """step() for ever."""
+        """step() for ever. Ctrl-C and SystemExit end it, with the connection closed."""
         log.say("boot", "Outpost device starts %s" % _where())
-        while True:
-            wait_ms = self.step()
-            if self._stream:
-                self._stream.wait(wait_ms)
-            else:
-                time.sleep_ms(wait_ms)
+        if len(self._messages):
+            log.say("outbox", "messages from before wait count=%d" % len(self._messages))
+        try:
+            while True:
+                wait_ms = self.step()
+                if self._stream:
+                    self._stream.wait(wait_ms)
+                else:
+                    time.sleep_ms(wait_ms)
+        finally:
+            self._close()
 
     def step(self):
         """One bounded slice of work. Returns how long the caller may sleep, in ms.
 
         While connecting it may take as long as the deadlines of link, clock and TLS.
+        Raises nothing but what a handler raises on purpose to end the program.
         """
-        wait = self._run_timers()
+        if self._stepping:
+            raise RuntimeError("step() and run() cannot be called from a handler")
+        self._stepping = True
+        wait = _IDLE_MS
         try:
-            if self._session:
-                wait = min(wait, self._serve())
-            else:
-                left = self._retry_at - log.uptime_ms()
-                if left > 0:
-                    wait = min(wait, left)
-                else:
-                    self._walk()
-                    wait = 0
-        except OutpostError as e:
-            wait = min(wait, self._failed(e))
-        except MemoryError:
-            gc.collect()
-            wait = min(
-                wait, self._failed(OutpostError("out of memory: %d bytes free" % gc.mem_free()))
-            )
-        except OSError as e:
-            wait = min(wait, self._failed(MqttError("the network failed (%s)" % e)))
-        return max(0, wait)
+            wait = self._run_timers()
+            return max(0, min(wait, self._advance()))
+        except Exception as e:
+            return max(0, min(wait, self._recover(e)))
+        finally:
+            self._stepping = False
+
+    def _advance(self):
+        """Serve the connection, or make one when its time has come. Returns ms to sleep."""
+        if self._session:
+            return self._serve()
+        left = self._retry_at - log.uptime_ms()
+        if left <= 0:
+            self._walk()
+        return left
 
     # The walk
 
@@ -145,7 +183,7 @@ class Device:
         log.say(
             "config", "hub=%s port=%d record_size=%s" % (c.hub, c.port, c.record_size or "none")
         )
-        self._queue_limit = c.queue
+        self._messages.limit = c.queue
         self._backoff = self._backoff_for(c)
         who = identity.load()
         self.id = who.device_id
@@ -155,9 +193,11 @@ class Device:
             log.say("link", "connected ssid=%s address=%s" % (c.wifi_ssid, self._link.connect()))
         if not self._clock:
             self._clock = clock.Clock(c.sntp)
+        self._clock.servers = c.sntp
         now = self._clock.settle()
         log.say("clock", "time=%s source=%s" % (clock.text(now), self._clock.source))
-        if not self._ladder:
+        if self._endpoint != (c.hub, c.port, c.record_size):
+            self._endpoint = (c.hub, c.port, c.record_size)
             self._ladder = tls.Ladder(c.hub, c.port, c.record_size)
         session = Session(
             who.device_id,
@@ -165,25 +205,26 @@ class Device:
             iothub.password(who, c.hub, now),
             c.keepalive_s,
         )
-        _, self.connection = tls.connect(
-            c, trust.roots, lambda s: session.connect(s, False), self._ladder
-        )
+        try:
+            _, self.connection = tls.connect(
+                c, trust.roots, lambda s: session.connect(s, False), self._ladder
+            )
+        except BaseException:
+            session.drop()
+            raise
         session.pswd = None
         session.acknowledged = self._acknowledged
         self._session = session
         self._stream = session.sock
-        self._topic = iothub.events_topic(who.device_id)
-        self._renew_at = now + iothub.TOKEN_TTL_S - iothub.RENEW_BEFORE_S
-        for message in self._queue:
-            # Sent on an earlier connection: again, under the same packet id, as a duplicate.
-            if message[2]:
-                session.inflight[message[2]] = time.ticks_ms()
-        for message in self._queue:
-            if message[2]:
-                session.publish(self._topic, message[1], pid=message[2])
+        # By the uptime: the wall clock may be set, even by years, while the token lasts.
+        self._renew_at = (
+            log.uptime_ms() + (iothub.TOKEN_TTL_S - iothub.RENEW_BEFORE_S - _WALK_S) * 1000
+        )
+        self._ack_timeout_ms = min(_ACK_TIMEOUT_MS, c.keepalive_s * 1000)
+        self._messages.attach(session)
         self.online = True
         self._online_since = log.uptime_ms()
-        log.say("tls", self._tls_line())
+        log.say("tls", self.connection.line())
         log.say("hub", "connected device=%s" % who.device_id)
         facts = self.connection.facts
         if facts and facts["not_before"]:
@@ -196,33 +237,30 @@ class Device:
             return Backoff(*c.backoff_s)
         return self._backoff
 
-    def _tls_line(self):
-        c = self.connection
-        f = c.facts
-        line = "connected version=%s cipher=%s" % (c.version, c.suite)
-        if not f:
-            return line + (
-                " ms=%d (stock MicroPython: record size, root and memory are not known here, and "
-                "the TLS floor holds for this library alone)" % c.ms
-            )
-        root = binascii.hexlify(f["root"]).decode() if f["root"] else "none"
-        return line + (
-            " mfl_asked=%d mfl_granted=%d root=%s rx=%d tx=%d ms=%d"
-            " tls_heap_peak=%d tls_heap_steady=%d"
-            % (c.asked, c.granted, root, f["rx"], f["tx"], f["ms"], c.heap_peak, c.heap_steady)
-        )
-
     def _failed(self, err):
         """Close, say it, and set when to try again. Returns ms until then."""
         # Not reset by connecting alone: a server that accepts and hangs up at once
         # must not be called in a tight loop.
         if self.online and log.uptime_ms() - self._online_since > _STEADY_MS:
             self._backoff.reset()
-        self._close()
+        if err.person and err.stage in ("tls", "hub") and self._clock and self._clock.doubt():
+            err.person = False
         wait = self._backoff.next_ms(err.person)
         self._retry_at = log.uptime_ms() + wait
+        self._close()
         log.say("error", "%s: %s; next attempt in %.1f s" % (err.stage, err, wait / 1000))
         return wait
+
+    def _recover(self, e):
+        try:
+            return self._failed(understood(e))
+        except MemoryError:
+            # The application holds it all: what it lets go is free at the next step.
+            self.online = False
+            self._session = self._stream = None
+            gc.collect()
+            log.say("error", "device: out of memory")
+            return _IDLE_MS
 
     def _close(self):
         self.online = False
@@ -235,7 +273,7 @@ class Device:
 
     def _serve(self):
         session = self._session
-        if clock.now() >= self._renew_at:
+        if log.uptime_ms() >= self._renew_at:
             log.say("hub", "token ends soon: connecting again with a new one")
             self._close()
             self._retry_at = 0
@@ -243,23 +281,23 @@ class Device:
         for _ in range(_READS_PER_STEP):
             if session.check_msg() is None:
                 break
-        for message in self._queue:
-            if len(session.inflight) >= _WINDOW:
-                break
-            if message[2] is None:
-                message[2] = session.publish(self._topic, message[1])
-                self.sent += 1
-                log.say("send", "sent id=%d bytes=%d" % (message[0], len(message[1])))
-        return session.service(_ACK_TIMEOUT_MS)
+        self._messages.pump(session, self._topic)
+        return session.service(self._ack_timeout_ms)
+
+    def _topic(self, name, date, flags):
+        """Topic of one message, with its number and when it was made where that is known."""
+        made = None
+        if date is not None:
+            if not flags & TIME_UNKNOWN:
+                made = date + agreed.UNIX_2000
+            elif self._messages.of_this_start(name) and self._clock.vouched():
+                # Made before the clock was set, in this life: the uptime tells when.
+                made = clock.now() - (log.uptime_ms() // 1000 - date)
+        return iothub.events_topic(self.id, name, made and clock.text(made))
 
     def _acknowledged(self, pid):
-        for i, message in enumerate(self._queue):
-            if message[2] == pid:
-                del self._queue[i]
-                self.acked += 1
-                self._backoff.reset()
-                log.say("send", "acked id=%d" % message[0])
-                return
+        if self._messages.acknowledged(pid):
+            self._backoff.reset()
 
     def _run_timers(self):
         """Call what is due. Returns ms until the next is, at most a second."""

@@ -5,6 +5,10 @@ then slows down to its longest interval but never gives up. No sentence ever
 holds a key, a token or a password.
 """
 
+import gc
+import io
+import sys
+
 
 class OutpostError(Exception):
     """A failure that the library understood. str() is one sentence."""
@@ -14,6 +18,11 @@ class OutpostError(Exception):
     def __init__(self, sentence, person=False):
         super().__init__(sentence)
         self.person = person
+
+
+def number(e):
+    """The number of an OSError, 0 where it carries none."""
+    return e.args[0] if e.args and isinstance(e.args[0], int) else 0
 
 
 class ConfigError(OutpostError):
@@ -69,3 +78,19 @@ class OutboxFull(OutpostError):
     """send() was refused: nothing was accepted, so nothing is lost silently."""
 
     stage = "outbox"
+
+
+def understood(e):
+    """The OutpostError of whatever was raised inside step()."""
+    if isinstance(e, OutpostError):
+        return e
+    gc.collect()
+    if isinstance(e, MemoryError):
+        return OutpostError("out of memory: %d bytes free" % gc.mem_free())
+    if isinstance(e, OSError):
+        return MqttError("the network failed (%s)" % e)
+    # Nobody foresaw this one. Its type and place, never its text: that may hold a secret.
+    out = io.StringIO()
+    sys.print_exception(e, out)
+    at = [line.strip() for line in out.getvalue().split("\n") if line.startswith("  File")]
+    return OutpostError("a fault in the software, please report it: %s %s" % (type(e), at[-1:]))

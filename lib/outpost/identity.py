@@ -7,7 +7,7 @@ this object; its text forms (repr, str, errors) never hold it.
 import binascii
 
 from . import agreed
-from .errors import IdentityError
+from .errors import IdentityError, number
 
 _PROVISION = "provision the board again with 'outpost device new' and 'outpost image'"
 
@@ -33,7 +33,7 @@ def _blob(nvs, name, buffer):
     try:
         n = nvs.get_blob(name, buffer)
     except OSError as e:
-        code = e.args[0]
+        code = number(e)
         if code == -0x1102:  # ESP_ERR_NVS_NOT_FOUND: also another type under that name
             return None
         if code == -0x110C:  # ESP_ERR_NVS_INVALID_LENGTH
@@ -63,7 +63,7 @@ def load():
     try:
         nvs = esp32.NVS(agreed.NVS_NAMESPACE)
     except OSError as e:
-        raise IdentityError("NVS cannot be opened (error %d): %s" % (e.args[0], _PROVISION), True)
+        raise IdentityError("NVS cannot be opened (error %d): %s" % (number(e), _PROVISION), True)
     buffer = bytearray(agreed.DEVICE_ID_MAX)
     raw_id = _blob(nvs, agreed.NVS_DEVICE_ID, buffer)
     if raw_id is None:

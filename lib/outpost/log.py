@@ -27,16 +27,31 @@ def uptime_ms():
     return _uptime_ms
 
 
+def _control(c):
+    """Whether it moves a terminal's cursor: C0, DEL, C1, and Unicode's own line ends."""
+    c = ord(c)
+    return c < 32 or 127 <= c < 160 or c == 0x2028 or c == 0x2029
+
+
 def say(stage, sentence):
-    """Print one line and keep it. A control character in it becomes a space,
-    so that nothing received can forge a second line."""
+    """Print one line and keep it; raises nothing. A control character in it becomes
+    a space, so that nothing received can forge a second line."""
+    try:
+        _say(stage, sentence)
+    except MemoryError:
+        print("   -.--- log      no memory for a line: it was left out")
+
+
+def _say(stage, sentence):
     if len(sentence) > _WIDTH and stage != "tls":
         sentence = sentence[:_WIDTH] + "..."
     for c in sentence:
-        if ord(c) < 32 or ord(c) == 127:
-            sentence = "".join(" " if ord(c) < 32 or ord(c) == 127 else c for c in sentence)
+        if _control(c):
+            sentence = "".join(" " if _control(c) else c for c in sentence)
             break
-    line = "%8.3f %-8s %s" % (uptime_ms() / 1000, stage, sentence)
+    # In whole numbers: a single-precision float has no milliseconds left after 5 hours.
+    ms = uptime_ms()
+    line = "%4d.%03d %-8s %s" % (ms // 1000, ms % 1000, stage, sentence)
     if len(_lines) >= _KEEP:
         del _lines[0]
     _lines.append(line)

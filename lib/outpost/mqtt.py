@@ -52,11 +52,14 @@ class Session(MQTTClient):
         self._packet_start = None
         self._sent = 0  # ticks of our last packet: keep-alive counts from it
         self._ping = None
+        self._partial = False  # a packet of ours is begun and not yet sent whole
+        self._awaits = None  # the packet id of the SUBSCRIBE that waits for its SUBACK
 
     # Sending
 
     def _remaining_length(self, first, size):
         """Write a fixed header: at most 5 bytes (MQTT 3.1.1, 2.2.3)."""
+        self._partial = True
         head = bytearray(5)
         head[0] = first
         i = 1
@@ -68,7 +71,9 @@ class Session(MQTTClient):
         self.sock.write(head, i + 1)
 
     def _flush(self):
+        self._partial = True
         self.sock.flush()
+        self._partial = False
         self._sent = time.ticks_ms()
 
     def _send_str(self, s):
@@ -147,10 +152,12 @@ class Session(MQTTClient):
         self._send_str(topic)
         self.sock.write(bytes((qos,)))
         self._flush()
+        self._awaits = pid
         start = time.ticks_ms()
         while True:
             op = self.check_msg()
             if op == _SUBACK:
+                self._awaits = None
                 if self._need != 3 or (self._body[0] << 8 | self._body[1]) != pid:
                     raise MqttError("the server sent a SUBACK for nothing")
                 granted = self._body[2]
@@ -171,16 +178,21 @@ class Session(MQTTClient):
 
     def disconnect(self):
         """DISCONNECT and close; a peer that no longer reads is not waited for long."""
-        if self.sock is None:
-            return
+        # Not after half a packet: the peer would take these two bytes for its end.
+        if self.sock is not None and not self._partial:
+            try:
+                self.sock.timeout_ms = 1000
+                self.sock.write(b"\xe0\0")
+                self.sock.flush()
+            except (OSError, MqttError, MemoryError):
+                pass
+        self.drop()
+
+    def drop(self):
+        """Close without a word."""
         sock, self.sock = self.sock, None
-        try:
-            sock.timeout_ms = 1000
-            sock.write(b"\xe0\0")
-            sock.flush()
-        except (OSError, MqttError):
-            pass
-        sock.close()
+        if sock is not None:
+            sock.close()
 
     # Receiving
 
@@ -231,13 +243,13 @@ class Session(MQTTClient):
     def check_msg(self):
         """Serve one incoming packet if it is there. Returns its first byte or None.
 
-        A SUBACK is left in place for subscribe(). Never waits.
+        A SUBACK that subscribe() waits for is left in place for it. Never waits.
         """
         op = self._receive()
         if op is None:
             return None
         kind = op & 0xF0
-        if kind == _SUBACK:
+        if kind == _SUBACK and self._awaits is not None:
             return op
         body = self._body
         need = self._need
@@ -251,7 +263,7 @@ class Session(MQTTClient):
                 self.acknowledged(pid)
         elif kind == _PUBLISH:
             self._incoming(op, body, need)
-        elif op == _PINGRESP:
+        elif op == _PINGRESP and not need:
             self._ping = None
         else:
             raise MqttError("the server sent a packet of type 0x%02x" % op)
@@ -268,7 +280,10 @@ class Session(MQTTClient):
         if start > need or end == 2:
             raise MqttError("the server sent a PUBLISH whose topic does not fit its length")
         if self.cb is None:
-            raise MqttError("the server sent a message that nothing here subscribed to")
+            # A subscription that an earlier software made is kept by the server, and so
+            # may be its messages: closing would keep this device away for ever. Without
+            # our PUBACK the message stays queued there.
+            return
         self.cb(bytes(body[2:end]), bytes(body[start:]))
         if qos:
             self.sock.write(bytes((_PUBACK, 2, body[end], body[end + 1])))

@@ -106,4 +106,7 @@ class Stream:
             self._poll.unregister(self._sock)
         except (KeyError, OSError):
             pass
-        self._sock.close()
+        try:
+            self._sock.close()
+        except OSError:
+            pass

@@ -1,10 +1,10 @@
 """TLS: one verified connection, and the ladder of record sizes.
 
 The server is always verified: chain to one of our roots, host name, dates.
-With the C module `tlspolicy` (our firmware) the floor is kept below Python and
-the record size is negotiated; without it (stock MicroPython) the suites and the
-verification are set here, and `policy` is None. Owns one i32 in NVS per endpoint:
-the record size that worked there.
+With the C module `tlspolicy` (our firmware) the floor is kept below Python, the
+record size is negotiated and a root is in RAM only while it is compared; without it
+(stock MicroPython) the suites, the verification and the roots are set here, and
+`policy` is None. Owns one i32 in NVS per endpoint: the record size that worked there.
 """
 
 import binascii
@@ -38,6 +38,10 @@ _VERDICTS = (
     ("key size", "its certificate uses a key or signature that is too weak"),
 )
 
+# What tlspolicy raises where a root is not a certificate for mbedtls, and its words.
+_ROOT_WORDS = "trusted root"
+_ROOT_SENTENCE = "one of this device's roots cannot be read by its TLS stack"
+
 _FATAL_ALERT = const(-0x7780)
 _BAD_VERSION = const(-0x6E80)
 _CONN_EOF = const(-0x7280)
@@ -45,6 +49,11 @@ _CONN_EOF = const(-0x7280)
 # handshake message of several records together, and some servers abort when a
 # message of ours does not fit. Each of these is in the handshake layer.
 _CLIMB = (_FATAL_ALERT, _CONN_EOF, -0x7200, -0x7300, -0x7100, -0x7000)
+
+
+# Descriptions of alerts (RFC 5246, 7.2.2) with which a server says what it lacks.
+_ALERT_VERSION = const(70)
+_ALERTS_SUITE = (40, 71)
 
 
 class Ladder:
@@ -111,20 +120,28 @@ class Ladder:
 
 
 def context(roots, ecc_only=False):
-    """A client context that trusts `roots` (an iterable of DER) and nothing else."""
+    """A client context that trusts `roots` and nothing else; roots() gives an iterable of DER.
+
+    With tlspolicy none is loaded: open_stream() hands `roots` over, and the handshake
+    reads them one by one. They are read through here once, so that a damaged file
+    raises TrustError before there is a connection. Without it all are loaded, and take
+    1.5 to 3 KB of C heap each.
+    """
     ctx = tls.SSLContext(tls.PROTOCOL_TLS_CLIENT)
     ctx.verify_mode = tls.CERT_REQUIRED
     names = agreed.SUITES_ECDSA if ecc_only else agreed.SUITES_ECDSA + agreed.SUITES_RSA
     if policy:
         policy.suites("ecc" if ecc_only else "all")
-    else:
-        have = ctx.get_ciphers()
-        ctx.set_ciphers([n for n in names if n in have])
-    for der in roots:
+        for _ in roots():
+            pass
+        return ctx
+    have = ctx.get_ciphers()
+    ctx.set_ciphers([n for n in names if n in have])
+    for der in roots():
         try:
             ctx.load_verify_locations(der)
         except ValueError:
-            raise TlsError("one of this device's roots cannot be read by its TLS stack", True)
+            raise TlsError(_ROOT_SENTENCE, True)
     return ctx
 
 
@@ -132,6 +149,8 @@ def _explain(e, host):
     """TlsError of what mbedtls raised."""
     if isinstance(e, ValueError):
         text = str(e)
+        if _ROOT_WORDS in text:
+            return TlsError(_ROOT_SENTENCE, True)
         for words, sentence in _VERDICTS:
             if words in text:
                 if "%s" in sentence:
@@ -147,6 +166,19 @@ def _explain(e, host):
     if code == _BAD_VERSION:
         return TlsError("%s does not speak TLS 1.2" % host, True)
     if code == _FATAL_ALERT:
+        alert = policy.last()["alert"] if policy else None
+        if alert == _ALERT_VERSION:
+            return TlsError("%s does not speak TLS 1.2" % host, True)
+        if alert in _ALERTS_SUITE:
+            # Every suite of ours is of TLS 1.2: an older server finds none either.
+            return TlsError(
+                "%s accepts none of this device's cipher suites: it may not speak TLS 1.2" % host,
+                True,
+            )
+        if alert is not None:
+            return TlsError(
+                "%s refused the handshake with TLS alert %d" % (host, alert), False, climb
+            )
         return TlsError(
             "%s refused the handshake: it may speak no TLS 1.2, or none of our cipher suites"
             % host,
@@ -168,10 +200,10 @@ def resolve(host, port):
         )
 
 
-def open_stream(host, port, ctx, connect_ms=10000):
+def open_stream(host, port, ctx, roots, connect_ms=10000):
     """A Stream to host:port whose handshake runs in its first flush, under its deadline.
 
-    TCP connect waits at most connect_ms.
+    ctx is of context(roots). TCP connect waits at most connect_ms.
     """
     address = resolve(host, port)
     s = socket.socket()
@@ -179,6 +211,8 @@ def open_stream(host, port, ctx, connect_ms=10000):
         s.settimeout(connect_ms / 1000)
         s.connect(address)
         s.setblocking(False)
+        if policy:
+            policy.roots(roots)
         sock = ctx.wrap_socket(s, server_hostname=host, do_handshake_on_connect=False)
     except OSError as e:
         s.close()
@@ -186,6 +220,10 @@ def open_stream(host, port, ctx, connect_ms=10000):
     except ValueError as e:
         s.close()
         raise _explain(e, host)
+    finally:
+        # For this connection alone: others of the program have roots of their own.
+        if policy:
+            policy.roots(None)
     return Stream(sock)
 
 
@@ -201,11 +239,36 @@ class Connection:
         self.heap_steady = 0
         self.ms = 0
 
+    def line(self):
+        """What the console says of it."""
+        f = self.facts
+        line = "connected version=%s cipher=%s" % (self.version, self.suite)
+        if not f:
+            return line + (
+                " ms=%d (stock MicroPython: record size, root and memory are not known here, and "
+                "the TLS floor holds for this library alone)" % self.ms
+            )
+        root = binascii.hexlify(f["root"]).decode() if f["root"] else "none"
+        return line + (
+            " mfl_asked=%d mfl_granted=%d root=%s rx=%d tx=%d ms=%d"
+            " tls_heap_peak=%d tls_heap_steady=%d"
+            % (
+                self.asked,
+                self.granted,
+                root,
+                f["rx"],
+                f["tx"],
+                f["ms"],
+                self.heap_peak,
+                self.heap_steady,
+            )
+        )
+
 
 def connect(config, roots, first_packet, ladder):
     """One verified connection to config.hub.
 
-    roots() gives an iterable of DER. first_packet(stream) writes the first
+    roots() gives an iterable of DER, whenever it is called. first_packet(stream) writes the first
     application data, in whose flush the handshake happens, and waits for its
     answer. Returns (that answer, Connection). TlsError says why not; the ladder has
     then moved where that can help.
@@ -218,7 +281,7 @@ def connect(config, roots, first_packet, ladder):
         policy.full_buffers(ladder.ignored)
         policy.heap_reset()
     start = time.ticks_ms()
-    stream = open_stream(config.hub, config.port, context(roots(), config.ecc_only))
+    stream = open_stream(config.hub, config.port, context(roots, config.ecc_only), roots)
     try:
         answer = first_packet(stream)
     except (ValueError, OSError) as e:

@@ -64,6 +64,35 @@ def test_empty_flash_is_formatted_once(board, tmp_path: Path) -> None:
     assert second.output == "" and second.code == 0
 
 
+@pytest.mark.parametrize("how", ["clean", "torn", "odd"])
+def test_power_cut_at_any_operation_of_the_first_format_leaves_a_board_that_starts(
+    board, tmp_path: Path, how: str
+) -> None:
+    flash = blank_flash(tmp_path / "flash.bin")
+    blank = flash.read_bytes()
+    flash_counts = board().report["flash"]
+    operations = flash_counts["erases"] + flash_counts["programs"]
+    assert operations > 3
+    for number in range(1, operations + 1):
+        flash.write_bytes(blank)
+        assert board(None, "--cut", f"{number}:{how}").code == 73
+        again = board()
+        assert again.code == 0, (number, again.output)
+        assert board().output == "", number
+
+
+def test_a_torn_superblock_over_somebodys_files_is_not_formatted(board, tmp_path: Path) -> None:
+    flash = flash_with(tmp_path / "flash.bin", main="print(1)\n" + "#" * 3000)
+    image = bytearray(flash.read_bytes())
+    for block in (0, 1):
+        start = VFS_OFFSET + block * 4096
+        image[start : start + 4096] = b"\x00" * 40 + b"\xff" * 4056
+    flash.write_bytes(image)
+    ran = board()
+    assert ran.code == 75 and "corrupt" in ran.output
+    assert flash.read_bytes() == image
+
+
 def test_corrupt_file_system_ends_with_one_sentence_and_is_left_as_it_is(board, tmp_path) -> None:
     flash = blank_flash(tmp_path / "flash.bin")
     image = bytearray(flash.read_bytes())
@@ -82,6 +111,36 @@ def test_corrupt_partition_table_ends_with_one_sentence(board, tmp_path: Path) -
     flash.write_bytes(image)
     ran = board()
     assert ran.code == 75 and ran.output.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--cut", "0"),
+        ("--cut", "-1"),
+        ("--cut", "5:bad"),
+        ("--clock", "-1"),
+        ("--clock", ""),
+        ("--clock", str(2**63 - 1)),
+        ("--mac", "-1:0:0:0:0:0"),
+        ("--mac", "00:11:22"),
+        ("-X", "heapsize=1K"),
+        ("-X", "heapsize=64X"),
+        ("--frobnicate", "1"),
+    ],
+    ids=" ".join,
+)
+def test_an_option_that_makes_no_sense_is_refused(leg: str, tmp_path: Path, option) -> None:
+    flash = flash_with(tmp_path / "flash.bin", main="print('started')")
+    before = flash.read_bytes()
+    done = subprocess.run(
+        [BIN / leg, "--board", "--flash", flash, *option],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=20,
+    )
+    assert done.returncode == 2 and done.stdout == b"" and b"usage:" in done.stderr
+    assert flash.read_bytes() == before
 
 
 def test_no_file_of_the_host_is_visible(board) -> None:

@@ -106,7 +106,7 @@ def test_queue_that_is_full_refuses_and_loses_nothing_it_took(world):
         b"d = Device()\n"
         b"@d.every(seconds=0.1)\n"
         b"def fill():\n"
-        b"    d.send(b'x')\n"
+        b"    d.send(b'x', durable=False)\n"
         b"d.run()\n"
     )
     # No hub at this port: nothing leaves.

@@ -5,7 +5,11 @@ Nothing is downloaded here; the mirror's names are made up.
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -98,3 +102,70 @@ def test_a_clone_without_mbedtls_is_told_the_command_that_fetches_it(
     (tmp_path / "ports" / "unix" / "Makefile").touch()
     with pytest.raises(build.BuildError, match="submodule update --init lib/mbedtls"):
         build.clone_state(tmp_path)
+
+
+def test_the_version_is_micropythons_and_not_this_repositorys(build: ModuleType) -> None:
+    for name in build.VARIANTS:
+        shown = subprocess.run(
+            [build.BIN / name, "-c", "import os; print(os.uname()[2], os.uname()[3])"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        version = build.VERSIONS["micropython"]["version"]
+        assert shown.startswith(f"{version} v{version} on "), (name, shown)
+
+
+def test_a_full_disk_is_one_sentence(
+    build: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_names: list[str]) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "some/file")
+
+    monkeypatch.setattr(build, "build", full)
+    monkeypatch.setattr(sys, "argv", ["build.py"])
+    assert build.main() == 1
+    assert capsys.readouterr().err == "error: No space left on device (some/file).\n"
+
+
+def test_jobs_that_are_no_number_are_refused(
+    build: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUTPOST_JOBS", "many")
+    with pytest.raises(build.BuildError, match="OUTPOST_JOBS=many"):
+        build.jobs()
+
+
+def test_a_tree_with_a_blank_in_its_path_is_built_through_a_link_without_one(
+    build: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "my tree"
+    root.mkdir()
+    monkeypatch.setattr(build, "ROOT", root)
+    monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+    with pytest.raises(build.BuildError, match="path without blanks"):
+        build.plain(root / "build")
+    (tmp_path / "tmp").mkdir()
+    link = Path(build.plain(root / "build")).parent
+    assert " " not in str(link) and link.resolve() == root
+    assert build.plain(root) == str(link)  # the same each time
+    link.unlink()
+    link.symlink_to(tmp_path)  # somebody else's
+    with pytest.raises(build.BuildError, match="path without blanks"):
+        build.plain(root)
+    with pytest.raises(build.BuildError, match="without blanks"):
+        build.plain("/elsewhere/a clone")
+
+
+def test_the_release_legs_board_is_a_link_that_moves_with_the_tree(
+    build: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "BIN", build.ROOT / "build" / "tests" / tmp_path.name)
+    try:
+        build.link_release()
+        build.link_release()
+        link = build.BIN / "stock-release"
+        assert not Path(os.readlink(link)).is_absolute()
+        assert link.resolve() == SCRIPT.parent / "virtual" / "release" / "board"
+    finally:
+        shutil.rmtree(build.BIN)

@@ -35,6 +35,17 @@ def answer(call):
 """
 
 
+def test_a_block_size_of_nothing_is_refused(micropython, flash):
+    script = """
+import esp32
+answer(lambda: esp32.Partition("outbox", 0))
+answer(lambda: esp32.Partition("outbox", 65536))
+answer(lambda: esp32.Partition.find(1, label="outbox", block_size=0))
+"""
+    shown = micropython(ANSWER + script, "--flash", str(flash))
+    assert shown.splitlines() == ["ValueError ('block size',)"] * 3
+
+
 def test_small_blocks_keep_what_stands_beside_them_in_the_sector(micropython, flash):
     script = """
 import esp32

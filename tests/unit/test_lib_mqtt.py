@@ -177,7 +177,8 @@ assert bytes(peer.sent) == b"\\x40\\x02\\x12\\x34"
         (rb"\x30\x03\x00\x05a", "does not fit"),
         (rb"\x32\x03\x00\x01a", "does not fit"),
         (rb"\x30\x02\x00\x00", "does not fit"),
-        (rb"\x30\x03\x00\x01a", "subscribed"),
+        (rb"\x90\x03\x00\x01\x00", "type 0x90"),
+        (rb"\xd0\x01\x00", "type 0xd0"),
         (rb"\x40\x03\x00\x01\x00", "PUBACK of 3"),
         (rb"\x00\x00", "type 0x00"),
         (rb"\x10\x00", "type 0x10"),
@@ -191,6 +192,41 @@ def test_peer_that_breaks_the_protocol_is_left(run, packet, words):
 s, peer = session(b"{packet.decode()}")
 expect(MqttError, "{words}", s.check_msg)
 ''')
+
+
+def test_message_that_nothing_subscribed_to_is_left_with_the_server(run):
+    # A server keeps the subscriptions of earlier software: this must not end the connection.
+    run("""
+s, peer = session(b"\\x30\\x04\\x00\\x01ab" + b"\\x32\\x07\\x00\\x02xy\\x12\\x34z")
+peer.sent = bytearray()
+assert s.check_msg() == 0x30 and s.check_msg() == 0x32 and s.check_msg() is None
+assert not peer.sent
+""")
+
+
+@pytest.mark.parametrize("after", range(1, 6))
+def test_half_a_packet_is_never_ended_by_another(run, after):
+    # The peer would take DISCONNECT's two bytes for the end of the message.
+    run(f"""
+s, peer = session()
+class Short(Peer):
+    def write(self, data, n=None):
+        self.left -= 1
+        if not self.left:
+            raise MemoryError
+        super().write(data, n)
+s.sock = peer = Short()
+peer.left = {after}
+try:
+    s.publish("t", b"xy")
+except MemoryError:
+    s.disconnect()
+    assert not peer.sent and peer.closed and s.sock is None
+else:
+    s.disconnect()
+    assert bytes(peer.sent[-4:]) == b"xy\\xe0\\x00", peer.sent
+    assert {after} > 4
+""")
 
 
 def test_unanswered_ping_means_the_connection_is_dead(run):

@@ -184,3 +184,22 @@ def test_full_nvs_keeps_the_radio_from_starting(boot):
     )
     full = "(-4357, 'ESP_ERR_NVS_NOT_ENOUGH_SPACE')"
     assert board.text.split("\n") == [full, full, "('Wifi Unknown Error 0x1105',)", "1000"]
+
+
+@pytest.mark.parametrize("how", ["clean", "torn"])
+def test_power_cut_at_any_operation_of_the_first_format_leaves_a_board_that_starts(tmp_path, how):
+    flash, report = tmp_path / "flash.bin", tmp_path / "report.json"
+
+    def start(*options: str) -> int:
+        words = ["--board", "--flash", flash, "--report", report, *options]
+        return subprocess.run(
+            [PROGRAM, *words], stdin=subprocess.DEVNULL, capture_output=True, timeout=30
+        ).returncode
+
+    flash.write_bytes(blank_image())
+    assert start() == 0
+    operations = json.loads(report.read_text())["flash"]["operations"]
+    for number in range(1, operations + 1):
+        flash.write_bytes(blank_image())
+        assert start("--cut", f"{number}:{how}") == 73
+        assert start() == 0, number

@@ -31,6 +31,7 @@ def stand_in(name: str) -> ModuleType:
     return module
 
 
+sys.modules["nvs_store"] = stand_in("nvs_store")  # nvs.py imports it by that name
 nvs = stand_in("nvs")
 vflash = stand_in("vflash")
 

@@ -173,6 +173,56 @@ report(error=error, facts=last())
     assert facts["rx"] > 0 and facts["not_after"] is not None
 
 
+ALERTED = """
+import io
+class Fake(io.IOBase):
+    # A server that answers with these records alone, so many bytes at a time.
+    def __init__(self):
+        self.data = bytes(records)
+    def readinto(self, buf):
+        n = min(len(buf), len(self.data), step)
+        buf[:n] = self.data[:n]
+        self.data = self.data[n:]
+        return n
+    def write(self, buf):
+        return len(buf)
+    def ioctl(self, op, arg):
+        return 0
+
+def go():
+    context(*roots).wrap_socket(Fake(), server_hostname="localhost")
+report(error=attempt(go), facts=last())
+"""
+
+ALERT = {
+    "protocol_version": ([21, 3, 3, 0, 2, 2, 70], 70),
+    "handshake_failure": ([21, 3, 1, 0, 2, 2, 40], 40),
+    "the_last_of_two": ([21, 3, 3, 0, 2, 1, 112, 21, 3, 3, 0, 2, 2, 80], 80),
+    "after_a_change_cipher_spec": ([20, 3, 3, 0, 1, 1, 21, 3, 3, 0, 2, 2, 80], None),
+    "of_one_byte": ([21, 3, 3, 0, 1, 2], None),
+    "cut_off": ([21, 3, 3, 0, 2, 2], None),
+    "none": ([22, 3, 3, 0, 1, 0], None),
+}
+
+
+@pytest.mark.parametrize("step", [1, 100])
+@pytest.mark.parametrize("alert", ALERT)
+@pytest.mark.parametrize("leg", tlsdevice.OURS)
+def test_the_alert_of_the_server_is_told_where_it_came_in_the_clear(
+    leg: str, alert: str, step: int, root: Path, tmp_path: Path
+) -> None:
+    records, expected = ALERT[alert]
+    found = tlsdevice.one(leg, tmp_path, ALERTED, roots=[str(root)], records=records, step=step)
+    assert "OSError" in found["error"]
+    assert found["facts"]["alert"] == expected
+    assert found["facts"]["error"] != 0
+
+
+def test_a_good_handshake_tells_no_alert(port: int, root: Path, tmp_path: Path) -> None:
+    found = tlsdevice.one("outpost64", tmp_path, CONNECT, port=port, roots=[str(root)], size=None)
+    assert found["facts"]["alert"] is None
+
+
 def test_before_the_first_handshake_there_are_no_facts(tmp_path: Path) -> None:
     assert tlsdevice.one("outpost32", tmp_path, "report(facts=last())")["facts"] is None
 

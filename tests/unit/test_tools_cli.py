@@ -13,7 +13,8 @@ import time
 import pytest
 from devca import put_ca
 from outpost_tools import __version__
-from outpost_tools.cli import app
+from outpost_tools.board import LEGS
+from outpost_tools.cli import Leg, app
 from outpost_tools.partitions import PartitionTable
 from outpost_tools.registry import Registry
 from typer.testing import CliRunner
@@ -255,14 +256,44 @@ def test_roots_from_elsewhere_are_refused_in_one_sentence(tmp_path):
     assert not (tmp_path / "certs").exists()
 
 
+def test_an_image_is_never_put_in_the_place_of_a_device_or_a_folder(tmp_path):
+    assert outpost("device", "new", "a").exit_code == 0
+    os.mkfifo(tmp_path / "pipe")
+    for place in ("pipe", "."):
+        assert "Cannot write" in sentence(outpost("image", "a", "-o", place))
+    assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize("size", ["1", "4095", "K", "", "-64K", "64G"])
+def test_a_heap_that_is_none_is_refused(size, tmp_path):
+    sentence(outpost("board", "run", "none.bin", "--heapsize", size))
+
+
 # demo
 
 
 @pytest.mark.parametrize(
     "words", [["--devices", "0"], ["--mfl", "100"], ["--run-for", "0"], ["--heapsize", "x"]]
 )
-def test_demo_refuses_what_cannot_work(words):
-    sentence(outpost("demo", "--data", "demo", *words))
+def test_demo_refuses_what_cannot_work_before_it_makes_anything(words, tmp_path):
+    result = outpost("demo", "--data", "demo", *words)
+    sentence(result)
+    assert result.stdout == "" and not (tmp_path / "demo").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--run-for", "abc"], ["--leg", "nonsense"], ["--devices", "x"], ["--chain", "dsa"]],
+    ids=" ".join,
+)
+def test_a_value_that_is_none_is_told_in_one_sentence(words):
+    result = outpost("demo", *words)
+    assert result.exit_code == 2 and result.stdout == ""
+    assert re.fullmatch(rf"outpost: [^\n]*{words[0]}[^\n]*\.\n", result.stderr), result.stderr
+
+
+def test_every_build_that_there_is_can_be_named():
+    assert [leg.value for leg in Leg] == list(LEGS)
 
 
 def test_demo_without_binaries_names_make_micropython(monkeypatch, tmp_path):

@@ -42,6 +42,17 @@ def test_a_device_that_never_connected_has_no_facts_and_no_messages():
     assert summary["tls"] is None and summary["sent"] == summary["acked"] == 0
 
 
+def test_what_is_sent_again_counts_once_and_a_message_in_ram_has_a_name_of_its_own():
+    summary = tally(
+        [
+            "   0.600 send     sent id=r7 bytes=57",
+            "   0.700 send     sent id=r7 bytes=57 again=1",
+            "   0.800 send     acked id=r7",
+        ]
+    ).summary(0)
+    assert (summary["sent"], summary["acked"]) == (1, 1)
+
+
 def test_no_record_size_asked_or_granted_is_null():
     for none in ("0", "none", "None"):
         line = f"   0.1 tls      connected version=TLSv1.2 mfl_asked={none} mfl_granted={none}"

@@ -7,9 +7,11 @@ on PyPI, so this file holds a small one, written from Espressif's description of
 import base64
 import dataclasses
 import json
+import os
 import struct
 import subprocess
 import zlib
+from pathlib import Path
 
 import pytest
 from littlefs import LittleFS, UserContext
@@ -200,6 +202,56 @@ def test_an_application_takes_the_place_of_main_and_brings_its_files(device, tru
     assert files["/drivers/pump.py"] == b"SPEED = 3\n"
     assert files["/boot.py"] == (tree() / "boot.py").read_bytes()
     assert not [path for path in files if "pycache" in path]
+
+
+def hostile_link(folder: Path) -> None:
+    (folder / "motd").symlink_to("/etc/hostname")
+
+
+def hostile_dangling_link(folder: Path) -> None:
+    (folder / "lost").symlink_to("/nowhere/at/all")
+
+
+def hostile_folder_link(folder: Path) -> None:
+    (folder / "ssl").symlink_to("/etc")
+
+
+def hostile_name(folder: Path) -> None:
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xff\xfe.py")).touch()
+
+
+def hostile_line(folder: Path) -> None:
+    (folder / "a\nb.py").touch()
+
+
+def hostile_size(folder: Path) -> None:
+    with (folder / "big").open("wb") as file:
+        file.truncate(5 << 30)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        hostile_link,
+        hostile_dangling_link,
+        hostile_folder_link,
+        hostile_name,
+        hostile_line,
+        hostile_size,
+    ],
+)
+def test_a_hostile_application_folder_is_one_sentence(device, trust, tmp_path, hostile):
+    (tmp_path / "app").mkdir()
+    hostile(tmp_path / "app")
+    with pytest.raises(OutpostError) as caught:
+        build_image(device, trust, build_time_s=BUILD_TIME, app=tmp_path / "app")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_link_within_the_application_folder_is_followed(tmp_path):
+    (tmp_path / "real.py").write_bytes(b"1")
+    (tmp_path / "main.py").symlink_to("real.py")
+    assert image.application(tmp_path) == {"/main.py": b"1", "/real.py": b"1"}
 
 
 def test_files_can_be_replaced_and_taken_out(device, trust):
