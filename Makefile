@@ -31,7 +31,9 @@ help:
 	@echo "make clean        removes build/"
 
 run: micropython
-	@$(BIN)/outpost demo --devices $(DEVICES) --mfl $(MFL) --leg $(LEG) $(if $(RUN_FOR),--run-for $(RUN_FOR))
+	@$(BIN)/outpost demo --devices '$(DEVICES)' --mfl '$(MFL)' --leg '$(LEG)' $(if $(RUN_FOR),--run-for '$(RUN_FOR)')
+
+PYTEST_ARGS ?= -n 4
 
 test: micropython $(BUILD)/.apt-test
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -53,11 +55,7 @@ roots: $(VENV)/.ready
 	@$(BIN)/outpost roots
 
 $(VENV)/.ready: tools/requirements.txt pyproject.toml $(BUILD)/.apt-python
-	@echo "Python packages into $(VENV) ..."
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --require-hashes -r tools/requirements.txt
-	@$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
-	@touch $@
+	@tools/venv.sh $(VENV) "$(PYTHON)"
 
 $(BUILD)/.apt-python:
 	@mkdir -p $(BUILD)

@@ -2,6 +2,18 @@
 # Install the named Debian packages that are not there yet. Starts no service.
 set -eu
 
+if ! command -v dpkg-query >/dev/null 2>&1; then
+    # Not a Debian: what is really missing is told where it is needed.
+    echo "No dpkg here: taking it that the equivalents of $* are installed." >&2
+    exit 0
+fi
+# One at a time: a second run waits, and then finds everything there.
+if command -v flock >/dev/null 2>&1; then
+    mkdir -p build
+    exec 9>build/.apt-lock
+    flock 9
+fi
+
 missing=""
 for package in "$@"; do
     status=$(dpkg-query -W -f '${Status}' "$package" 2>/dev/null || true)

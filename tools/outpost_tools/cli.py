@@ -30,6 +30,10 @@ class Commands(TyperGroup):
         except OutpostError as why:
             typer.echo(f"outpost: {why}", err=True)
             raise typer.Exit(1) from None
+        except typer.BadParameter as why:
+            said = why.format_message().replace("Value error, ", "").rstrip(".")
+            typer.echo(f"outpost: {said}.", err=True)
+            raise typer.Exit(2) from None
         except BrokenPipeError:
             # Whoever read our output has seen enough. Nothing more may be written to it.
             _stop_writing()
@@ -68,6 +72,7 @@ class Leg(StrEnum):
     outpost64 = "outpost64"
     outpost32 = "outpost32"
     stock32 = "stock32"
+    stock_release = "stock-release"
 
 
 class ChainName(StrEnum):
@@ -138,11 +143,13 @@ def _outpost(
 def _heapsize(text: str | None) -> str | None:
     if text is not None and not (text.rstrip("KkMm").isdigit() and len(text) < 12):
         raise OutpostError(f"{text!r} is not a heap size: give a number with K or M, e.g. 64K.")
+    if text is not None and text.isdigit() and int(text) < 4096:
+        raise OutpostError(f"{text} bytes are too few for a heap: at least 4K.")
     return text
 
 
 def _record_size(text: str) -> Any:
-    return int(text) if text.isdigit() else text
+    return int(text) if text.isascii() and text.isdigit() else text
 
 
 @device_app.command("new", epilog="Example: outpost device new pump-7 --data fleet")
@@ -435,7 +442,7 @@ def demo(
     chain: Annotated[ChainName, typer.Option(help="Certificates to show.")] = ChainName.both,
     library: Annotated[
         LibraryName | None,
-        typer.Option(help="Where lib/outpost is.  [flash on stock32, else frozen]"),
+        typer.Option(help="Where lib/outpost is.  [flash on the stock legs, else frozen]"),
     ] = None,
     app_dir: Annotated[
         Path | None, typer.Option("--app", metavar="DIR", help="Folder with your main.py.")

@@ -10,8 +10,8 @@ from typing import Any
 
 LINE = re.compile(r"\s*(?P<seconds>\d+\.\d+)\s+(?P<stage>\w+)\s+(?P<sentence>.*)")
 FACT = re.compile(r"(\w+)=(\S+)")
-SENT = re.compile(r"sent id=(\d+)")
-ACKED = re.compile(r"acked id=(\d+)")
+SENT = re.compile(r"sent id=(\w+)(?!.* again=)")  # not what is sent once more
+ACKED = re.compile(r"acked id=(\w+)")
 TLS_FACTS = {
     "version": "tls",
     "cipher": "cipher",

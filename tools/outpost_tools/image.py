@@ -19,7 +19,7 @@ from littlefs import LittleFS, LittleFSError
 
 from outpost_tools import agreed, roots
 from outpost_tools.errors import OutpostError
-from outpost_tools.partitions import TABLE_OFFSET, Partition, PartitionTable
+from outpost_tools.partitions import SIZES_MIB, TABLE_OFFSET, Partition, PartitionTable
 from outpost_tools.paths import binary, tree
 from outpost_tools.registry import Device
 
@@ -68,7 +68,7 @@ class Settings:
         for server in self.sntp:
             host, _, port = server.partition(":")
             if not _HOST.fullmatch(host) or not (
-                port == "" and ":" not in server or port.isdigit() and 1 <= int(port) <= 65535
+                port == "" and ":" not in server or port.isdecimal() and 1 <= int(port) <= 65535
             ):
                 raise OutpostError(f"{server!r} is not an SNTP server: give HOST or HOST:PORT.")
         if self.record_size not in ("auto", "none", *agreed.RECORD_SIZES):
@@ -207,12 +207,35 @@ def software(library: Library, app: Path | None) -> dict[str, bytes]:
     if app is not None:
         if not app.is_dir():
             raise OutpostError(f"{app} is not a folder: --app takes the folder that holds main.py.")
-        for path in sorted(app.rglob("*")):
-            inside = path.relative_to(app)
-            if path.is_file() and not set(inside.parts) & set(APP_SKIPPED):
-                files[f"/{inside.as_posix()}"] = path.read_bytes()
+        files |= application(app)
     if library == "flash":
         files |= compiled_library()
+    return files
+
+
+def application(folder: Path) -> dict[str, bytes]:
+    """What the folder holds, by its path on the device. Nothing from outside of it gets in."""
+    files = {}
+    room = max(SIZES_MIB) << 20
+    top = folder.resolve()
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        if set(inside.parts) & set(APP_SKIPPED):
+            continue
+        if path.is_symlink() and not path.resolve().is_relative_to(top):
+            raise OutpostError(f"{path} is a link that leads out of {folder}: copy the file there.")
+        if not path.is_file():
+            continue
+        name = inside.as_posix()
+        if not name.isprintable():
+            raise OutpostError(f"{name!a} in {folder} is no name for a file on the device.")
+        room -= path.stat().st_size
+        if room < 0:
+            raise OutpostError(f"The files in {folder} do not fit into any flash: leave some out.")
+        try:
+            files[f"/{name}"] = path.read_bytes()
+        except OSError as why:
+            raise OutpostError(f"Cannot read {path} ({why.strerror}).") from None
     return files
 
 

@@ -56,6 +56,10 @@ def private_dir(path: Path) -> Path:
 @contextmanager
 def replacing(path: Path, mode: int = 0o600) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place, whole, when the block ends well."""
+    if path.exists() and not path.is_file():
+        # Above all a device: root would put a file in its place.
+        kind = "a folder" if path.is_dir() else "no ordinary file"
+        raise OutpostError(f"Cannot write {path}: it is {kind}.")
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except FileNotFoundError:
