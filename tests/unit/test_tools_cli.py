@@ -14,17 +14,36 @@ import pytest
 from devca import put_ca
 from outpost_tools import __version__
 from outpost_tools.board import LEGS
-from outpost_tools.cli import Leg, app
+from outpost_tools.cli import app
+from outpost_tools.cli.boards import Leg
 from outpost_tools.partitions import PartitionTable
 from outpost_tools.registry import Registry
 from typer.testing import CliRunner
 
 COMMANDS = [
-    ("device", "new"),
-    ("device", "list"),
+    *(
+        ("device", verb)
+        for verb in ("new", "list", "show", "disable", "enable", "remove", "rotate")
+    ),
+    ("device", "import"),
+    ("device", "export"),
     ("image",),
     ("board", "run"),
     ("hub", "run"),
+    ("hub", "status"),
+    ("hub", "load"),
+    ("send",),
+    ("invoke",),
+    ("twin", "get"),
+    ("twin", "patch"),
+    ("watch",),
+    ("token",),
+    *(("policy", verb) for verb in ("new", "list", "show", "rotate", "remove")),
+    *(("authority", verb) for verb in ("add", "list", "remove")),
+    *(("enrol", verb) for verb in ("new", "list", "show", "disable", "enable", "remove")),
+    ("enrol", "key"),
+    ("enrol", "hub"),
+    ("enrol", "policy"),
     ("roots",),
     ("demo",),
 ]
@@ -204,6 +223,15 @@ def test_hub_run_on_a_port_in_use_is_one_sentence(data):
         assert "in use" in sentence(outpost("hub", "run", "--port", port))
 
 
+def listening(hub):
+    """The event that says where a hub with --json listens for devices."""
+    for line in hub.stdout:
+        event = json.loads(line)
+        if event["event"] == "listening":
+            return event
+    raise AssertionError("it ended before it listened")
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_hub_run_prints_its_address_and_ends_cleanly_when_told(data, stop):
     put_ca(data)
@@ -213,13 +241,13 @@ def test_hub_run_prints_its_address_and_ends_cleanly_when_told(data, stop):
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert hub.stdout is not None
-    event = json.loads(hub.stdout.readline())
-    assert event["event"] == "listening" and event["names"] == ["127.0.0.1", "localhost"]
+    event = listening(hub)
+    assert event["names"] == ["127.0.0.1", "localhost"]
     socket.create_connection(("127.0.0.1", event["port"])).close()
     hub.send_signal(stop)
     out, err = hub.communicate(timeout=20)
     assert hub.returncode == 0 and err == ""
+    assert not (data / "hub.json").exists()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", event["port"]))
 
@@ -230,8 +258,7 @@ def test_hub_run_killed_can_be_started_again(data):
         hub = subprocess.Popen(
             [OUTPOST, "hub", "run", "--port", "0", "--json"], stdout=subprocess.PIPE, text=True
         )
-        assert hub.stdout is not None
-        assert json.loads(hub.stdout.readline())["event"] == "listening"
+        listening(hub)
         hub.kill()
         hub.wait()
     with sqlite3.connect(data / "registry.db") as db:

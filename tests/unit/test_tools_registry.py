@@ -12,7 +12,9 @@ import time
 
 import pytest
 from outpost_tools.errors import OutpostError
-from outpost_tools.registry import Registry, check_device_id
+from outpost_tools.registry import Registry, StaleEtag, check_device_id
+
+from certs import holder
 
 WRITER = """
 import sys
@@ -154,3 +156,122 @@ def test_a_data_folder_that_is_a_file_is_one_sentence(tmp_path):
     (tmp_path / "data").write_text("")
     with pytest.raises(OutpostError, match="is a file"):
         Registry(tmp_path / "data")
+
+
+# Certificates, keys, policies
+
+
+FORMAT_1 = """
+CREATE TABLE device (
+    device_id      TEXT PRIMARY KEY,
+    generation_id  TEXT NOT NULL,
+    etag           TEXT NOT NULL,
+    status         TEXT NOT NULL,
+    status_reason  TEXT NOT NULL DEFAULT '',
+    primary_key    TEXT NOT NULL,
+    secondary_key  TEXT NOT NULL,
+    created_s      INTEGER NOT NULL
+) STRICT;
+INSERT INTO device VALUES ('pump-7', '1', 'e', 'disabled', 'lost', 'AAAA', 'BBBB', 42);
+PRAGMA user_version=1;
+"""
+
+
+def test_a_registry_of_the_first_format_is_taken_over(tmp_path):
+    with sqlite3.connect(tmp_path / "registry.db") as db:
+        db.executescript(FORMAT_1)
+    with Registry(tmp_path) as registry:
+        device = registry.get("pump-7")
+        assert (device.status, device.primary_key, device.created_s) == ("disabled", "AAAA", 42)
+        assert device.auth == "sas" and len(registry.policies()) == 5
+    with Registry(tmp_path) as registry:
+        assert registry.get("pump-7") == device
+
+
+def test_certificates_take_the_place_of_keys_and_keys_of_certificates(tmp_path):
+    with Registry(tmp_path) as registry:
+        made = registry.add("pump-7")
+        own = registry.update("pump-7", auth="selfSigned", primary_thumbprint="ab:" * 31 + "cd")
+        assert own.keys == () and own.thumbprints == ("AB" * 31 + "CD",)
+        assert made.primary_key not in str(registry.get("pump-7").__dict__)
+        with pytest.raises(OutpostError, match="no keys"):
+            registry.rotate("pump-7")
+        signed = registry.update("pump-7", auth="certificateAuthority")
+        assert signed.thumbprints == ()
+        back = registry.update("pump-7", auth="sas")
+        assert len(set(back.keys) | {made.primary_key}) == 3
+        with pytest.raises(OutpostError, match="thumbprint"):
+            registry.update("pump-7", auth="selfSigned")
+        with pytest.raises(OutpostError, match="40 or 64"):
+            registry.add("pump-8", auth="selfSigned", primary_thumbprint="abcd")
+        assert registry.find("pump-8") is None and registry.get("pump-7") == back
+
+
+@pytest.mark.parametrize(
+    ("which", "kept"),
+    [("both", ()), ("primary", ("secondary_key",)), ("secondary", ("primary_key",))],
+)
+def test_rotation_replaces_what_was_asked_for_alone(tmp_path, which, kept):
+    with Registry(tmp_path) as registry:
+        before = registry.add("pump-7")
+        after = registry.rotate("pump-7", which)
+    for name in ("primary_key", "secondary_key"):
+        assert (getattr(before, name) == getattr(after, name)) == (name in kept)
+    assert after.etag != before.etag and after.generation_id == before.generation_id
+
+
+def test_swapped_keys_are_the_same_keys(tmp_path):
+    with Registry(tmp_path) as registry:
+        before = registry.add("pump-7")
+        after = registry.rotate("pump-7", "swap")
+    assert after.keys == before.keys[::-1]
+
+
+def test_a_stale_etag_changes_nothing(tmp_path):
+    with Registry(tmp_path) as registry:
+        first = registry.add("pump-7")
+        second = registry.update("pump-7", status="disabled", if_match=first.etag)
+        for change in (
+            lambda: registry.update("pump-7", status="enabled", if_match=first.etag),
+            lambda: registry.remove("pump-7", if_match=first.etag),
+        ):
+            with pytest.raises(StaleEtag):
+                change()
+        assert registry.get("pump-7") == second
+        registry.remove("pump-7", if_match="*")
+
+
+def test_a_device_made_again_under_an_old_id_is_another_device(tmp_path):
+    with Registry(tmp_path) as registry:
+        first = registry.add("pump-7")
+        registry.remove("pump-7")
+        second = registry.add("pump-7")
+    assert second.generation_id != first.generation_id
+
+
+def test_policies_have_the_rights_that_iot_hub_gives_them(tmp_path):
+    with Registry(tmp_path) as registry:
+        rights = {p.name: p.rights for p in registry.policies()}
+        policy = registry.add_policy("tokens", ["DeviceConnect"])
+        assert registry.policy("tokens") == policy
+        with pytest.raises(OutpostError, match="rights"):
+            registry.add_policy("more", ["Everything"])
+        with pytest.raises(OutpostError, match="already"):
+            registry.add_policy("tokens", ["DeviceConnect"])
+        assert policy.primary_key not in repr(policy)
+    assert rights == {
+        "iothubowner": {"RegistryRead", "RegistryReadWrite", "ServiceConnect", "DeviceConnect"},
+        "service": {"ServiceConnect"},
+        "device": {"DeviceConnect"},
+        "registryRead": {"RegistryRead"},
+        "registryReadWrite": {"RegistryRead", "RegistryReadWrite"},
+    }
+
+
+def test_an_authority_must_be_one(tmp_path):
+    with Registry(tmp_path) as registry:
+        for bad in ("", "-----BEGIN", holder("leaf").pem):
+            with pytest.raises(OutpostError, match="CA"):
+                registry.add_authority("fleet", bad)
+        registry.add_authority("fleet", holder("root", authority=True).pem)
+        assert list(registry.authorities()) == ["fleet"]

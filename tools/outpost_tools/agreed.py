@@ -40,5 +40,6 @@ RECORD_SIZES: tuple[int, ...] = _device.RECORD_SIZES
 SUITES: tuple[str, ...] = _device.SUITES_ECDSA + _device.SUITES_RSA
 KEEPALIVE_MIN_S: int = _device.KEEPALIVE_MIN_S
 KEEPALIVE_MAX_S: int = _device.KEEPALIVE_MAX_S
+API_VERSION: str = _device.API_VERSION
 MESSAGE_MAX_BYTES: int = _device.MESSAGE_MAX_BYTES
 EVENTS_TOPIC: str = _device.EVENTS_TOPIC

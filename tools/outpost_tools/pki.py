@@ -155,8 +155,11 @@ def _certificate(
 class DevCA:
     """The authority in `data`/ca. Several processes may open the same one at the same time."""
 
+    FOLDER = "ca"
+    TITLE = "Outpost development"
+
     def __init__(self, data: Path, kinds: Sequence[Kind] = KINDS) -> None:
-        self.folder = private_dir(Path(data)) / "ca"
+        self.folder = private_dir(Path(data)) / self.FOLDER
         self.kinds = tuple(kinds)
         private_dir(self.folder)
         with self._locked():
@@ -179,7 +182,7 @@ class DevCA:
         if not self._file("root", kind).is_file():
             key = _make_key(kind, 4096)
             root = _certificate(
-                f"Outpost development root {kind.upper()}",
+                f"{self.TITLE} root {kind.upper()}",
                 key,
                 None,
                 now - BACKDATE,
@@ -202,7 +205,7 @@ class DevCA:
                 return
         key = _make_key(kind, 2048)
         intermediate = _certificate(
-            f"Outpost development issuer {kind.upper()}",
+            f"{self.TITLE} issuer {kind.upper()}",
             key,
             (root, root_key),
             now - BACKDATE,

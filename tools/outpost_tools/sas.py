@@ -70,10 +70,18 @@ def parse(text: str) -> Token:
     return Token(fields["sr"], int(expiry), expiry, signature, policy)
 
 
-def check(token: Token, resource: str, keys: Iterable[str], now_s: float) -> None:
-    """Refuse unless the token is for `resource`, still good, and signed by one of `keys`."""
-    if unquote(token.resource).lower() != resource.lower():
+def check(
+    token: Token, resource: str, keys: Iterable[str], now_s: float, prefix: bool = False
+) -> str:
+    """The one of `keys` that signed it, or Refused; also where it has ended or is for another.
+
+    With `prefix` a token for what stands above `resource` is good for it too: one for "hub" opens
+    "hub/devices/pump-7".
+    """
+    signed, asked = unquote(token.resource).lower(), resource.lower()
+    if signed != asked and not (prefix and asked.startswith(signed.rstrip("/") + "/")):
         raise Refused("the token is for another resource")
+    keys = list(keys)
     # Every key is tried whatever the first gave: the time taken says nothing about which matched.
     matches = [
         hmac.compare_digest(sign(key, token.resource, token.expiry_text), token.signature)
@@ -83,3 +91,4 @@ def check(token: Token, resource: str, keys: Iterable[str], now_s: float) -> Non
         raise Refused("the token is signed with another key")
     if token.expiry_s <= now_s:
         raise Refused(f"the token expired {int(now_s - token.expiry_s)} s ago")
+    return keys[matches.index(True)]

@@ -43,18 +43,27 @@ class IgnoringTls:
         self._settings.keyExchangeNames = ["ecdhe_ecdsa", "ecdhe_rsa"]
         self._settings.record_size_limit = None
 
-    def accept(self, connection: socket.socket, patience_s: float) -> tuple[socket.socket, str]:
-        """Shake hands (this blocks); gives a socket of plain text and the cipher's name."""
+    def accept(
+        self, connection: socket.socket, patience_s: float
+    ) -> tuple[socket.socket, str, list[bytes]]:
+        """Shake hands (this blocks).
+
+        Gives a socket of plain text, the cipher's name and the client's certificates.
+        """
         from tlslite.tlsconnection import TLSConnection
 
         connection.settimeout(patience_s)
         tls = TLSConnection(connection)
-        tls.handshakeServer(certChain=self._chain, privateKey=self._key, settings=self._settings)
+        tls.handshakeServer(
+            certChain=self._chain, privateKey=self._key, reqCert=True, settings=self._settings
+        )
+        shown = tls.session.clientCertChain
+        certificates = [bytes(one.writeBytes()) for one in shown.x509List] if shown else []
         connection.settimeout(None)
         ours, theirs = socket.socketpair()
         for carry in (_to_hub, _to_device):
             threading.Thread(target=carry, args=(tls, connection, ours), daemon=True).start()
-        return theirs, f"{tls.getCipherName()} (record size ignored)"
+        return theirs, f"{tls.getCipherName()} (record size ignored)", certificates
 
 
 def _to_hub(tls, connection: socket.socket, plain: socket.socket) -> None:  # type: ignore[no-untyped-def]

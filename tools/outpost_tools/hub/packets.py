@@ -7,6 +7,7 @@ password: `Connect` hides it from its repr.
 
 import asyncio
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,10 @@ from amqtt.mqtt.packet import (
 from amqtt.mqtt.pingresp import PingRespPacket
 from amqtt.mqtt.puback import PubackPacket
 from amqtt.mqtt.publish import PublishPacket
+from amqtt.mqtt.suback import SubackPacket
+from amqtt.mqtt.subscribe import SubscribePacket
+from amqtt.mqtt.unsuback import UnsubackPacket
+from amqtt.mqtt.unsubscribe import UnsubscribePacket
 
 from outpost_tools import agreed
 
@@ -77,6 +82,14 @@ class Packet:
 
 
 @dataclass(frozen=True)
+class Will:
+    topic: str
+    body: bytes
+    qos: int
+    retain: bool
+
+
+@dataclass(frozen=True)
 class Connect:
     protocol: tuple[str, int]
     client_id: str
@@ -84,6 +97,7 @@ class Connect:
     keep_alive_s: int
     username: str | None
     password: bytes | None = field(repr=False)
+    will: Will | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +108,18 @@ class Publish:
     dup: bool
     retain: bool
     packet_id: int | None
+
+
+@dataclass(frozen=True)
+class Subscribe:
+    packet_id: int
+    filters: list[tuple[str, int]]  # topic filter, QoS asked for
+
+
+@dataclass(frozen=True)
+class Unsubscribe:
+    packet_id: int
+    filters: list[str]
 
 
 async def read_packet(reader: asyncio.StreamReader, limit: int = PACKET_MAX_BYTES) -> Packet | None:
@@ -154,6 +180,15 @@ async def decode_connect(packet: Packet) -> Connect:
     if header.will_qos > 2 or not header.will_flag and (header.will_qos or header.will_retain_flag):
         raise Malformed("CONNECT has an impossible will")
     password = payload.password
+    will = None
+    if header.will_flag:
+        body = payload.will_message
+        will = Will(
+            topic=payload.will_topic or "",
+            body=body.encode() if isinstance(body, str) else bytes(body or b""),
+            qos=header.will_qos,
+            retain=header.will_retain_flag,
+        )
     return Connect(
         protocol=(header.proto_name, header.proto_level),
         client_id=payload.client_id,
@@ -161,6 +196,7 @@ async def decode_connect(packet: Packet) -> Connect:
         keep_alive_s=header.keep_alive,
         username=payload.username,
         password=password.encode() if isinstance(password, str) else password,
+        will=will,
     )
 
 
@@ -181,12 +217,53 @@ async def decode_publish(packet: Packet) -> Publish:
     return Publish(topic, body, qos, bool(packet.flags & 8), bool(packet.flags & 1), packet_id)
 
 
+async def decode_subscribe(packet: Packet) -> Subscribe:
+    decoded = await _decode(SubscribePacket, packet)
+    filters = [(topic, qos) for topic, qos in decoded.payload.topics]
+    if not decoded.variable_header.packet_id:
+        raise Malformed("SUBSCRIBE has packet id 0")
+    if not filters:
+        raise Malformed("SUBSCRIBE asks for nothing")
+    if any(qos > 2 for _, qos in filters):
+        raise Malformed("SUBSCRIBE asks for an impossible QoS")
+    return Subscribe(decoded.variable_header.packet_id, filters)
+
+
+async def decode_unsubscribe(packet: Packet) -> Unsubscribe:
+    decoded = await _decode(UnsubscribePacket, packet)
+    if not decoded.variable_header.packet_id:
+        raise Malformed("UNSUBSCRIBE has packet id 0")
+    if not decoded.payload.topics:
+        raise Malformed("UNSUBSCRIBE asks for nothing")
+    return Unsubscribe(decoded.variable_header.packet_id, list(decoded.payload.topics))
+
+
+def decode_puback(packet: Packet) -> int:
+    if len(packet.body) != 2 or packet.body == b"\0\0":
+        raise Malformed("PUBACK does not decode")
+    return int.from_bytes(packet.body, "big")
+
+
 def connack(code: int, session_present: bool = False) -> bytes:
     return ConnackPacket.build(int(session_present), code).to_bytes()
 
 
 def puback(packet_id: int) -> bytes:
     return PubackPacket.build(packet_id).to_bytes()
+
+
+def suback(packet_id: int, codes: Sequence[int]) -> bytes:
+    return SubackPacket.build(packet_id, list(codes)).to_bytes()
+
+
+def unsuback(packet_id: int) -> bytes:
+    return UnsubackPacket.build(packet_id).to_bytes()
+
+
+def publish(
+    topic: str, body: bytes, qos: int = 0, packet_id: int | None = None, dup: bool = False
+) -> bytes:
+    return PublishPacket.build(topic, body, packet_id, dup, qos, False).to_bytes()
 
 
 def pingresp() -> bytes:

@@ -16,21 +16,28 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from outpost_tools import agreed
+from OpenSSL import SSL
+
 from outpost_tools.errors import OutpostError
+from outpost_tools.hub import auth, packets, tls
+from outpost_tools.hub.core import Event, Face, HubCore, Service
 from outpost_tools.hub.ignoring import IgnoringTls
-from outpost_tools.hub.session import CLOSE_PATIENCE_S, Session, Telemetry
-from outpost_tools.hub.store import TelemetryStore
+from outpost_tools.hub.line import CLOSE_PATIENCE_S, Close, Line
+from outpost_tools.hub.session import Session
+from outpost_tools.hub.store import Telemetry
+from outpost_tools.hub.throttle import Limits
+from outpost_tools.hub.tls import openssl_suites, server_context
 from outpost_tools.pki import DevCA, Kind
-from outpost_tools.registry import Registry
+
+__all__ = ["Chain", "Event", "Hub", "in_words", "openssl_suites", "server_context"]
 
 Chain = Literal["rsa", "ecdsa", "both"]
-Event = dict[str, Any]
-Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter, dict[str, str]]
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter, dict[str, str], list[bytes]]
 
 HANDSHAKE_PATIENCE_S = 20
+CONNECT_PATIENCE_S = 20
 BACKLOG = 512
 EVENTS_KEPT = 10000
 
@@ -39,25 +46,6 @@ CHAINS: dict[str, tuple[Kind, ...]] = {
     "ecdsa": ("ecdsa",),
     "both": ("rsa", "ecdsa"),
 }
-
-
-def openssl_suites() -> str:
-    """The design's suites by OpenSSL's names, in order."""
-    return ":".join(
-        name.removeprefix("TLS-").replace("-WITH-", "-").replace("AES-", "AES").replace("-CBC", "")
-        for name in agreed.SUITES
-    )
-
-
-def server_context(leaves: Sequence[tuple[Path, Path]]) -> ssl.SSLContext:
-    """TLS 1.2 exactly; one (chain, key) pair of files for each kind of certificate."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers(openssl_suites())
-    context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE | ssl.OP_NO_RENEGOTIATION
-    for chain, key in leaves:
-        context.load_cert_chain(chain, key)
-    return context
 
 
 class Hub:
@@ -69,6 +57,9 @@ class Hub:
     now_s      the hub's clock
     context    TLS of one's own, for tests of what a server may do wrong
     ignore_record_size  take no notice of the record size that devices ask for
+    limits     rates above which the hub throttles; none unless given
+    faces      other protocols on the same listener (DPS)
+    services   what else lives as long as the hub does, in its loop (REST)
     """
 
     def __init__(
@@ -82,6 +73,9 @@ class Hub:
         now_s: Callable[[], float] = time.time,
         context: ssl.SSLContext | None = None,
         ignore_record_size: bool = False,
+        limits: Limits | None = None,
+        faces: Sequence[Face] = (),
+        services: Sequence[Service] = (),
     ) -> None:
         if chain not in CHAINS:
             raise OutpostError(f"There is no chain {chain!r}: {', '.join(CHAINS)}.")
@@ -98,13 +92,15 @@ class Hub:
         self._ignoring: IgnoringTls | None = None
         self._on_event = on_event
         self._changed = threading.Condition()
-        self._sessions: dict[str, Session] = {}
+        self._limits, self._faces, self._services = limits, tuple(faces), tuple(services)
+        self._device_context: SSL.Context | None = None
+        self._lines: set[Line] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._thread: threading.Thread | None = None
-        self.registry: Registry
-        self.store: TelemetryStore
+        self._failure: BaseException | None = None
+        self.core: HubCore
 
     # From any thread.
 
@@ -113,13 +109,12 @@ class Hub:
         if self._context is None:
             ca = DevCA(self.data, self._kinds)
             leaves = [ca.server(kind, self.names) for kind in self._kinds]
-            self._context = server_context([(leaf.chain, leaf.key) for leaf in leaves])
+            self._device_context = tls.device_context([(leaf.chain, leaf.key) for leaf in leaves])
             if self._ignore_record_size:
                 self._ignoring = IgnoringTls(leaves)
         listener = self._listen()
         try:
-            self.registry = Registry(self.data)
-            self.store = TelemetryStore(self.data)
+            self.core = HubCore(self.data, self.names, self.now_s, self._heard, self._limits)
         except BaseException:
             listener.close()
             raise
@@ -129,6 +124,11 @@ class Hub:
         )
         self._thread.start()
         ready.wait()
+        if self._failure is not None:
+            self._thread.join()
+            self._thread = None
+            self.core.close()
+            raise self._failure
         return self.host, self.port
 
     def stop(self) -> None:
@@ -140,8 +140,7 @@ class Hub:
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
         self._thread = None
-        self.store.close()
-        self.registry.close()
+        self.core.close()
 
     def wait_until(self, condition: Callable[[], object], timeout_s: float = 20.0) -> bool:
         """Wait until `condition()` holds; it is looked at after every event and message."""
@@ -150,18 +149,11 @@ class Hub:
 
     def disconnect(self, device_id: str, reason: str) -> None:
         """End a device's live connection, if it has one."""
-
-        def close() -> None:
-            session = self._sessions.get(device_id)
-            if session is not None:
-                session.close(reason)
-
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(close)
+        self.core.disconnect_device(device_id, reason)
 
     @property
     def connected(self) -> list[str]:
-        return sorted(self._sessions)
+        return self.core.connected
 
     def __enter__(self) -> "Hub":
         self.start()
@@ -170,32 +162,9 @@ class Hub:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    # From sessions, in the hub's thread.
+    # Inside.
 
-    def join(self, session: Session) -> None:
-        older = self._sessions.get(session.device_id)
-        self._sessions[session.device_id] = session
-        if older is not None:
-            older.close("a newer connection of the same device took its place")
-
-    def leave(self, session: Session) -> None:
-        if self._sessions.get(session.device_id) is session:
-            del self._sessions[session.device_id]
-
-    def took(self, telemetry: Telemetry) -> None:
-        self.tell(
-            "telemetry",
-            device=telemetry.device_id,
-            qos=telemetry.qos,
-            dup=telemetry.dup,
-            properties=telemetry.properties,
-            body=telemetry.text,
-            message=telemetry,
-        )
-
-    def tell(self, event: str, **facts: Any) -> None:
-        message = facts.pop("message", None)
-        record = {"event": event, "at_s": round(self.now_s(), 3), **facts}
+    def _heard(self, record: Event, message: Telemetry | None) -> None:
         with self._changed:
             if message is not None:
                 self.telemetry.append(message)
@@ -206,8 +175,6 @@ class Hub:
             self._changed.notify_all()
         if self._on_event is not None:
             self._on_event(record)
-
-    # Inside.
 
     def _listen(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
@@ -240,7 +207,17 @@ class Hub:
         self._stop = asyncio.Event()
         # A connection that breaks while it is being closed is no news.
         self._loop.set_exception_handler(lambda _loop, _context: None)
-        self.tell("listening", host=self.host, port=self.port, names=list(self.names))
+        started: list[Service] = []
+        try:
+            await self.core.start()
+            for service in self._services:
+                await service.start(self.core)
+                started.append(service)
+        except BaseException as why:
+            self._failure = why
+            self._stop.set()
+        else:
+            self._say_listening()
         ready.set()
         accepting = asyncio.create_task(self._accept(listener))
         await self._stop.wait()
@@ -248,13 +225,20 @@ class Hub:
         with contextlib.suppress(asyncio.CancelledError):
             await accepting
         listener.close()
-        for session in list(self._sessions.values()):
-            session.close("the hub stops")
+        for service in reversed(started):
+            with contextlib.suppress(Exception):
+                await service.stop()
+        for line in list(self._lines):
+            line.close("the hub stops")
         if self._tasks:
             _, slow = await asyncio.wait(self._tasks, timeout=CLOSE_PATIENCE_S + 1)
             for task in slow:
                 task.cancel()
             await asyncio.gather(*slow, return_exceptions=True)
+        await self.core.stop()
+
+    def _say_listening(self) -> None:
+        self.core.tell("listening", host=self.host, port=self.port, names=list(self.names))
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -262,7 +246,9 @@ class Hub:
             try:
                 connection, address = await loop.sock_accept(listener)
             except OSError as why:  # out of descriptors: those who wait are served later
-                self.tell("closed", device="", peer="", reason=f"cannot accept ({why.strerror})")
+                self.core.tell(
+                    "closed", device="", peer="", reason=f"cannot accept ({why.strerror})"
+                )
                 await asyncio.sleep(1)
                 continue
             task = asyncio.create_task(self._serve(connection, f"{address[0]}:{address[1]}"))
@@ -272,20 +258,83 @@ class Hub:
     async def _serve(self, connection: socket.socket, peer: str) -> None:
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._ignoring is None:
-                reader, writer, tls = await self._shake_hands(connection)
-            else:
-                reader, writer, tls = await self._shake_hands_ignoring(self._ignoring, connection)
+            reader, writer, facts, certificates = await self._shake_hands(connection)
         except asyncio.CancelledError:
             connection.close()
             return
         except Exception as why:
             connection.close()
-            self.tell("tls-failed", device="", peer=peer, reason=handshake_failure(why))
+            reason = tls.failure(why, HANDSHAKE_PATIENCE_S)
+            self.core.tell("tls-failed", device="", peer=peer, reason=reason)
             return
-        await Session(self, reader, writer, peer, tls).run()
+        line = Line(reader, writer, peer, facts, certificates)
+        self._lines.add(line)
+        try:
+            await self._run(line)
+        finally:
+            self._lines.discard(line)
+
+    async def _run(self, line: Line) -> None:
+        """Serve a connection until it ends; always says why, once."""
+        work = asyncio.ensure_future(self._converse(line))
+        try:
+            await asyncio.wait({work, line.ending}, return_when=asyncio.FIRST_COMPLETED)
+            reason = line.ending.result() if line.ending.done() else _reason(work)
+        except asyncio.CancelledError:
+            reason = "the hub stops"
+        finally:
+            work.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await work
+        if reason:
+            self.core.tell("closed", device=line.device_id, peer=line.peer, reason=reason)
+        await line.hang_up()
+
+    async def _converse(self, line: Line) -> str:
+        try:
+            async with asyncio.timeout(CONNECT_PATIENCE_S):
+                packet = await line.read(packets.CONNECT_MAX_BYTES)
+        except TimeoutError:
+            raise Close(f"no CONNECT within {CONNECT_PATIENCE_S} s") from None
+        if packet is None:
+            raise Close("it ended before CONNECT")
+        if packet.name != "CONNECT":
+            raise Close(f"{packet.name} came before CONNECT")
+        connect = await packets.decode_connect(packet)
+        for face in self._faces:
+            if face.claims(connect):
+                return await face.serve(line, connect)
+        try:
+            if self.core.throttle.wait_s("connects"):
+                raise auth.Refusal(auth.UNAVAILABLE, "throttled: there are too many connections")
+            admitted = auth.admit(
+                connect, self.core.registry, self.names, self.now_s(), line.certificates
+            )
+        except auth.Refusal as refusal:
+            known = refusal.code not in (auth.BAD_PROTOCOL, auth.BAD_IDENTIFIER)
+            self.core.tell(
+                "refused",
+                device=connect.client_id if known else "",
+                peer=line.peer,
+                code=refusal.code,
+                reason=refusal.reason,
+            )
+            line.write(packets.connack(refusal.code))
+            async with asyncio.timeout(CLOSE_PATIENCE_S):
+                await line.drain()
+            return ""
+        line.device_id = admitted.device_id
+        return await Session(self.core, line, admitted).serve(connect)
 
     async def _shake_hands(self, connection: socket.socket) -> Connection:
+        if self._ignoring is not None:
+            plain, cipher, certificates = await asyncio.to_thread(
+                self._ignoring.accept, connection, HANDSHAKE_PATIENCE_S
+            )
+            reader, writer = await asyncio.open_connection(sock=plain)
+            return reader, writer, {"tls": "TLSv1.2", "cipher": cipher}, certificates
+        if self._device_context is not None:
+            return await tls.accept(connection, self._device_context, HANDSHAKE_PATIENCE_S)
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader()
         protocol = asyncio.StreamReaderProtocol(reader)
@@ -297,29 +346,24 @@ class Hub:
             ssl_shutdown_timeout=CLOSE_PATIENCE_S,
         )
         writer = asyncio.StreamWriter(transport, protocol, reader, loop)
-        tls = writer.get_extra_info("ssl_object")
-        return reader, writer, {"tls": tls.version(), "cipher": tls.cipher()[0]}
-
-    async def _shake_hands_ignoring(
-        self, ignoring: IgnoringTls, connection: socket.socket
-    ) -> Connection:
-        plain, cipher = await asyncio.to_thread(ignoring.accept, connection, HANDSHAKE_PATIENCE_S)
-        reader, writer = await asyncio.open_connection(sock=plain)
-        return reader, writer, {"tls": "TLSv1.2", "cipher": cipher}
+        own = writer.get_extra_info("ssl_object")
+        return reader, writer, {"tls": own.version(), "cipher": own.cipher()[0]}, []
 
 
-def handshake_failure(why: Exception) -> str:
-    """OpenSSL's word for it, made readable."""
-    reason = getattr(why, "reason", None)
-    if isinstance(why, ssl.SSLError) and reason:
-        text = reason.lower().replace("_", " ")
-        for prefix in ("tlsv1 alert ", "sslv3 alert ", "tlsv13 alert "):
-            if text.startswith(prefix):
-                return f"the device refused: {text.removeprefix(prefix)}"
-        return text
-    if isinstance(why, ConnectionAbortedError):
-        return f"not finished within {HANDSHAKE_PATIENCE_S} s"
-    return "the connection broke"
+def _reason(work: "asyncio.Future[str]") -> str:
+    why = work.exception()
+    if why is None:
+        return work.result()
+    if isinstance(why, Close):
+        return str(why)
+    if isinstance(why, packets.Malformed):
+        return f"malformed: {why}"
+    if isinstance(why, TimeoutError):
+        return "silent for longer than its keep-alive allows"
+    if isinstance(why, ConnectionError | ssl.SSLError | OSError):
+        return "the connection broke"
+    # A fault of ours must not take the hub along; its kind is enough to find it by.
+    return f"a fault in the hub ({type(why).__name__})"
 
 
 def in_words(event: Event) -> str:
@@ -338,5 +382,28 @@ def in_words(event: Event) -> str:
             body = "".join(c if c.isprintable() else repr(c)[1:-1] for c in event["body"])
             again = " (again)" if event["dup"] else ""
             return f"{who} sent{again} {body}"
+        case "command-queued":
+            return f"{who} has the command {event['message_id']} waiting"
+        case "command-sent":
+            return f"{who} was sent the command {event['message_id']} (try {event['deliveries']})"
+        case "command-completed":
+            return f"{who} acknowledged the command {event['message_id']}"
+        case "command-dead":
+            return f"{who} will not get the command {event['message_id']}: {event['state']}"
+        case "twin-desired":
+            return f"{who} is to have desired properties of version {event['version']}"
+        case "twin-reported":
+            return f"{who} reported properties, version {event['version']}"
+        case "method":
+            how = f"with {event['status']}" if event["status"] is not None else "nothing"
+            return f"{who} answered the method {event['name']} {how}"
+        case "rest-listening":
+            return f"services are answered on https://{event['host']}:{event['port']}"
+        case "rest-fault":
+            return f"a service's request failed: {event['reason']}"
+        case "provisioned":
+            return f"{who} was provisioned: {event['reason']}"
+        case "not-provisioned":
+            return f"{who} was not provisioned: {event['reason']}"
         case _:
             return f"{who} closed: {event['reason']}"

@@ -1,204 +1,237 @@
 """One device's connection, from CONNECT to its end.
 
-It owns the order of things in one MQTT session: who it is first, then telemetry, each acknowledged
-once it is stored. Whatever else comes ends the connection with one reason, which holds no secret.
+It owns the order of things in one MQTT session: who it is first, then what IoT Hub's topics stand
+for. Telemetry is acknowledged once it is stored; a command is done once the device acknowledges it.
+Whatever else comes ends the connection with one reason, which holds no secret.
 """
 
 import asyncio
 import collections
-import contextlib
-import ssl
-import time
-from dataclasses import dataclass, field
+import datetime as dt
+import itertools
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from amqtt.mqtt.packet import CONNECT, DISCONNECT, PINGREQ, PUBLISH
+from amqtt.mqtt.packet import DISCONNECT, PINGREQ, PUBACK, PUBLISH, SUBSCRIBE, UNSUBSCRIBE
 
 from outpost_tools import agreed
-from outpost_tools.hub import auth, packets
+from outpost_tools.hub import auth, faults, limits, packets
+from outpost_tools.hub.couriers import Courier
+from outpost_tools.hub.line import Close, Line
+from outpost_tools.hub.store import Telemetry
+from outpost_tools.hub.twins import Json, compact, parse_json
 
 if TYPE_CHECKING:
-    from outpost_tools.hub.server import Hub
+    from outpost_tools.hub.core import HubCore
 
-CONNECT_PATIENCE_S = 20
-CLOSE_PATIENCE_S = 2
+__all__ = ["Close", "Line", "Session", "Telemetry", "parse_properties"]
+
 UNSTORED_MAX = 1000
+SUBACK_FAILURE = 0x80
+# Throttled telemetry waits, as the service shapes it; more than this and the connection ends.
+SHAPED_MAX_S = 10.0
 
+COMMANDS = "devices/{}/messages/devicebound/#"
+METHODS = "$iothub/methods/POST/#"
+TWIN_ANSWERS = "$iothub/twin/res/#"
+DESIRED = "$iothub/twin/PATCH/properties/desired/#"
 
-@dataclass(frozen=True)
-class Telemetry:
-    """One message from a device."""
-
-    device_id: str
-    body: bytes
-    properties: dict[str, str]
-    qos: int
-    dup: bool
-    packet_id: int | None
-    received_s: float = field(default_factory=time.time)
-
-    @property
-    def text(self) -> str:
-        return self.body.decode(errors="backslashreplace")
-
-
-class Close(Exception):
-    """The connection ends here, for this reason."""
+METHOD_ANSWER = "$iothub/methods/res/"
+TWIN_GET = "$iothub/twin/GET/"
+TWIN_REPORT = "$iothub/twin/PATCH/properties/reported/"
 
 
 class Session:
-    def __init__(
-        self,
-        hub: "Hub",
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        peer: str,
-        tls: dict[str, str],
-    ) -> None:
-        self.hub = hub
-        self.reader, self.writer = reader, writer
-        self.peer = peer
-        self.tls = tls  # "tls": version, "cipher"
-        self.device_id = ""
-        self._events_topic = ""
-        self._silence_s: float | None = None
-        self._unstored: collections.deque[asyncio.Future[None]] = collections.deque()
-        self._closing: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    def __init__(self, core: "HubCore", line: Line, admitted: auth.Admitted) -> None:
+        self.core, self.line, self.admitted = core, line, admitted
+        self.device_id = admitted.device_id
+        self.subscriptions: dict[str, int] = {}
+        self._clean = True
+        self._events_topic = agreed.EVENTS_TOPIC % self.device_id
+        self._commands = COMMANDS.format(self.device_id)
+        self._filters = (self._commands, METHODS, TWIN_ANSWERS, DESIRED)
+        self._unstored: collections.deque[asyncio.Future[int]] = collections.deque()
+        self._packet_ids = itertools.cycle(range(1, 65536))
+        self._courier = Courier(self)
+        self._will: packets.Will | None = None
+
+    # From outside.
+
+    @property
+    def takes_methods(self) -> bool:
+        return METHODS in self.subscriptions
+
+    @property
+    def command_qos(self) -> int | None:
+        return self.subscriptions.get(self._commands)
 
     def close(self, reason: str) -> None:
-        """End the connection from outside, e.g. because a newer one took its place."""
-        if not self._closing.done():
-            self._closing.set_result(reason)
+        self.line.close(reason)
 
-    async def run(self) -> None:
-        """Serve until it ends; always says why, once."""
-        work = asyncio.ensure_future(self._serve())
+    def wake(self) -> None:
+        """There may be commands for it."""
+        self._courier.wake()
+
+    def send_method(self, name: str, rid: str, body: bytes) -> None:
+        self.line.write(packets.publish(f"$iothub/methods/POST/{name}/?$rid={rid}", body))
+
+    def send_desired(self, patch: Json, version: int) -> None:
+        if DESIRED in self.subscriptions:
+            topic = f"{DESIRED[:-1]}?$version={version}"
+            self.line.write(packets.publish(topic, compact({**patch, "$version": version})))
+
+    def new_packet_id(self) -> int:
+        return next(i for i in self._packet_ids if not self._courier.has(i))
+
+    # The connection.
+
+    async def serve(self, connect: packets.Connect) -> str:
+        """From the CONNACK on; gives the reason why it ended, or raises it."""
+        self.line.keep_alive(connect.keep_alive_s)
+        self._will = connect.will
+        self._clean = connect.clean_session
+        kept = await self.core.on_disk(
+            self.core.subscriptions.begin, self.device_id, connect.clean_session
+        )
+        self.subscriptions = {f: q for f, q in (kept or {}).items() if f in self._filters}
+        timer = None
+        if self.admitted.expires_s is not None:
+            left_s = max(self.admitted.expires_s - self.core.now_s(), 0)
+            timer = asyncio.get_running_loop().call_later(
+                min(left_s, 86400 * 365), self.close, "its token has expired"
+            )
+        self.core.join(self)
+        self.line.write(packets.connack(auth.ACCEPTED, kept is not None))
+        self._subscribed()
         try:
-            await asyncio.wait({work, self._closing}, return_when=asyncio.FIRST_COMPLETED)
-            if self._closing.done():
-                reason = self._closing.result()
-            else:
-                reason = self._reason(work)
-        except asyncio.CancelledError:
-            reason = "the hub stops"
+            return await self._serve()
         finally:
-            work.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await work
-        if self.device_id:
-            self.hub.leave(self)
-        if reason:
-            self._tell("closed", reason=reason)
-        await self._hang_up()
-
-    @staticmethod
-    def _reason(work: "asyncio.Future[str]") -> str:
-        why = work.exception()
-        if why is None:
-            return work.result()
-        if isinstance(why, Close):
-            return str(why)
-        if isinstance(why, packets.Malformed):
-            return f"malformed: {why}"
-        if isinstance(why, TimeoutError):
-            return "silent for longer than its keep-alive allows"
-        if isinstance(why, ConnectionError | ssl.SSLError | OSError):
-            return "the connection broke"
-        # A fault of ours must not take the hub along; its kind is enough to find it by.
-        return f"a fault in the hub ({type(why).__name__})"
+            if timer is not None:
+                timer.cancel()
+            self.core.leave(self)
+            self._deliver_will()
+            self._courier.stop()
 
     async def _serve(self) -> str:
-        if not await self._connect():
-            return ""
-        handlers = {PUBLISH: self._publish, PINGREQ: self._ping}
+        handlers = {
+            PUBLISH: self._publish,
+            PUBACK: self._acknowledged,
+            SUBSCRIBE: self._subscribe,
+            UNSUBSCRIBE: self._unsubscribe,
+            PINGREQ: self._ping,
+        }
         while True:
-            async with asyncio.timeout(self._silence_s):
-                packet = await packets.read_packet(self.reader)
+            packet = await self.line.read()
             if packet is None:
                 return "the device closed the connection without DISCONNECT"
+            self.core.heard(self)
             if packet.type == DISCONNECT:
                 if packet.body:
                     raise packets.Malformed("DISCONNECT has a body")
+                self._will = None
                 return "the device disconnected"
             handler = handlers.get(packet.type)
             if handler is None:
-                raise Close(f"{packet.name} is not served here")
+                raise Close(f"{packet.name} came a second time")
             await handler(packet)
-            async with asyncio.timeout(self._silence_s):
-                await self.writer.drain()
-
-    async def _connect(self) -> bool:
-        """Take the CONNECT and answer it; False where it was refused."""
-        try:
-            async with asyncio.timeout(CONNECT_PATIENCE_S):
-                packet = await packets.read_packet(self.reader, packets.CONNECT_MAX_BYTES)
-        except TimeoutError:
-            raise Close(f"no CONNECT within {CONNECT_PATIENCE_S} s") from None
-        if packet is None:
-            raise Close("it ended before CONNECT")
-        if packet.type != CONNECT:
-            raise Close(f"{packet.name} came before CONNECT")
-        connect = await packets.decode_connect(packet)
-        try:
-            admitted = auth.admit(connect, self.hub.registry, self.hub.names, self.hub.now_s())
-        except auth.Refusal as refusal:
-            known = refusal.code not in (auth.BAD_PROTOCOL, auth.BAD_IDENTIFIER)
-            self._tell(
-                "refused",
-                device=connect.client_id if known else "",
-                code=refusal.code,
-                reason=refusal.reason,
-            )
-            self.writer.write(packets.connack(refusal.code))
-            async with asyncio.timeout(CLOSE_PATIENCE_S):
-                await self.writer.drain()
-            return False
-        self.device_id = admitted.device_id
-        self._events_topic = agreed.EVENTS_TOPIC % admitted.device_id
-        keep_alive_s = connect.keep_alive_s or agreed.KEEPALIVE_MAX_S
-        self._silence_s = 1.5 * min(keep_alive_s, agreed.KEEPALIVE_MAX_S)
-        left_s = admitted.expires_s - self.hub.now_s()
-        asyncio.get_running_loop().call_later(
-            min(max(left_s, 0), 86400 * 365), self.close, "its token has expired"
-        )
-        self.hub.join(self)
-        self._tell("connected", **self.tls)
-        self.writer.write(packets.connack(auth.ACCEPTED))
-        return True
+            await self.line.drain()
 
     async def _ping(self, packet: packets.Packet) -> None:
         if packet.body:
             raise packets.Malformed("PINGREQ has a body")
-        self.writer.write(packets.pingresp())
+        self.line.write(packets.pingresp())
+
+    # Subscriptions.
+
+    async def _subscribe(self, packet: packets.Packet) -> None:
+        asked = await packets.decode_subscribe(packet)
+        codes = []
+        for topic, qos in asked.filters:
+            if topic in self._filters:
+                self.subscriptions[topic] = min(qos, 1)
+                codes.append(min(qos, 1))
+            else:
+                codes.append(SUBACK_FAILURE)
+        await self._keep()
+        self.line.write(packets.suback(asked.packet_id, codes))
+        self._subscribed()
+
+    async def _unsubscribe(self, packet: packets.Packet) -> None:
+        asked = await packets.decode_unsubscribe(packet)
+        for topic in asked.filters:
+            self.subscriptions.pop(topic, None)
+        await self._keep()
+        self.line.write(packets.unsuback(asked.packet_id))
+
+    async def _keep(self) -> None:
+        if not self._clean:
+            kept = dict(self.subscriptions)
+            await self.core.on_disk(self.core.subscriptions.keep, self.device_id, kept)
+
+    def _subscribed(self) -> None:
+        if self.takes_methods:
+            self.core.methods.arrived(self.device_id)
+        if self.command_qos is not None:
+            self._courier.wake()
+
+    async def _acknowledged(self, packet: packets.Packet) -> None:
+        if not self._courier.acknowledged(packets.decode_puback(packet)):
+            raise Close("it acknowledged what was not sent to it")
+
+    # What it publishes.
 
     async def _publish(self, packet: packets.Packet) -> None:
         message = await packets.decode_publish(packet)
         if message.qos == 2:
             raise Close("it published at QoS 2, which IoT Hub does not take")
-        if not message.topic.startswith(self._events_topic):
+        if message.topic.startswith(self._events_topic):
+            await self._telemetry(message)
+            return
+        path, _, query = message.topic.partition("?")
+        options = dict(pair.partition("=")[::2] for pair in query.split("&"))
+        rid = options.get("$rid", "")
+        if path == TWIN_GET:
+            await self._twin_get(rid, message)
+        elif path == TWIN_REPORT:
+            await self._twin_report(rid, message)
+        elif path.startswith(METHOD_ANSWER):
+            self._method_answered(path[len(METHOD_ANSWER) :].rstrip("/"), rid, message.body)
+        else:
             raise Close("it published to a topic that is not its own telemetry topic")
-        if len(message.body) > agreed.MESSAGE_MAX_BYTES:
+        if message.qos == 1 and message.packet_id:
+            self.line.write(packets.puback(message.packet_id))
+
+    async def _telemetry(self, message: packets.Publish) -> None:
+        if len(message.body) > limits.TELEMETRY_MAX_BYTES:
             raise Close(
                 f"a message of {len(message.body)} bytes is over the limit of "
-                f"{agreed.MESSAGE_MAX_BYTES}"
+                f"{limits.TELEMETRY_MAX_BYTES}"
             )
+        wait_s = self.core.throttle.wait_s("telemetry", overdraw=True)
+        if wait_s > SHAPED_MAX_S:
+            raise Close("throttled: the hub gets more telemetry than it takes")
+        if wait_s:
+            await asyncio.sleep(wait_s)
+        properties = parse_properties(message.topic[len(self._events_topic) :])
+        if message.retain:
+            properties["mqtt-retain"] = "true"
         telemetry = Telemetry(
             device_id=self.device_id,
             body=message.body,
-            properties=parse_properties(message.topic[len(self._events_topic) :]),
+            properties=properties,
             qos=message.qos,
             dup=message.dup,
             packet_id=message.packet_id,
-            received_s=self.hub.now_s(),
+            received_s=self.core.now_s(),
+            made_s=_made_s(properties),
         )
         while len(self._unstored) >= UNSTORED_MAX:
             await asyncio.wait({self._unstored[0]})
-        stored = self.hub.store.add(telemetry)
+        stored = self.core.telemetry.add(telemetry)
         self._unstored.append(stored)
         stored.add_done_callback(lambda done: self._stored(telemetry, done))
 
-    def _stored(self, telemetry: Telemetry, done: "asyncio.Future[None]") -> None:
+    def _stored(self, telemetry: Telemetry, done: "asyncio.Future[int]") -> None:
         """On disk (futures come back in the order they were given): acknowledge, show."""
         self._unstored.remove(done)
         if done.cancelled():
@@ -206,20 +239,72 @@ class Session:
         if done.exception() is not None:
             self.close("its message could not be stored: is the disk full?")
             return
-        if telemetry.qos == 1 and telemetry.packet_id and not self.writer.is_closing():
-            self.writer.write(packets.puback(telemetry.packet_id))
-        self.hub.took(telemetry)
+        # Told first: who sees the acknowledgement finds the message among those told of.
+        self.core.took(telemetry, done.result())
+        if telemetry.qos == 1 and telemetry.packet_id:
+            self.line.write(packets.puback(telemetry.packet_id))
 
-    def _tell(self, event: str, **facts: Any) -> None:
-        self.hub.tell(event, **{"device": self.device_id, "peer": self.peer, **facts})
+    def _deliver_will(self) -> None:
+        """What a device has asked to be said for it when its connection breaks."""
+        will = self._will
+        if will is None or not will.topic.startswith(self._events_topic):
+            return
+        properties = parse_properties(will.topic[len(self._events_topic) :])
+        properties["iothub-MessageType"] = "Will"
+        if will.retain:
+            properties["mqtt-retain"] = "true"
+        now_s = self.core.now_s()
+        telemetry = Telemetry(
+            self.device_id, will.body, properties, min(will.qos, 1), False, None, now_s, now_s
+        )
+        core = self.core
 
-    async def _hang_up(self) -> None:
-        with contextlib.suppress(Exception, asyncio.CancelledError):
-            self.writer.close()
-            async with asyncio.timeout(CLOSE_PATIENCE_S):
-                await self.writer.wait_closed()
-        if not self.writer.transport.is_closing():
-            self.writer.transport.abort()
+        def stored(done: "asyncio.Future[int]") -> None:
+            if not done.cancelled() and done.exception() is None:
+                core.took(telemetry, done.result())
+
+        core.telemetry.add(telemetry).add_done_callback(stored)
+
+    # Twin and methods.
+
+    async def _twin_get(self, rid: str, message: packets.Publish) -> None:
+        try:
+            self.core.throttle.check("twin_reads")
+            twin = await self.core.twin_get(self.device_id)
+        except faults.ServiceError as why:
+            self._answer_twin(why.status, rid, _fault(why))
+            return
+        self._answer_twin(200, rid, twin.for_device)
+
+    async def _twin_report(self, rid: str, message: packets.Publish) -> None:
+        try:
+            self.core.throttle.check("twin_updates")
+            version = await self.core.twin_patch_reported(self.device_id, parse_json(message.body))
+        except faults.ServiceError as why:
+            self._answer_twin(why.status, rid, _fault(why))
+            return
+        self._answer_twin(204, rid, None, f"&$version={version}")
+
+    def _answer_twin(self, status: int, rid: str, body: Any, more: str = "") -> None:
+        if TWIN_ANSWERS in self.subscriptions:
+            topic = f"{TWIN_ANSWERS[:-1]}{status}/?$rid={rid}{more}"
+            self.line.write(packets.publish(topic, b"" if body is None else compact(body)))
+
+    def _method_answered(self, status: str, rid: str, body: bytes) -> None:
+        if not (status.lstrip("-").isascii() and status.lstrip("-").isdigit() and len(status) < 11):
+            raise Close("it answered a method without a status")
+        if len(body) > limits.METHOD_MAX_BYTES:
+            raise Close(f"its method's answer is over the limit of {limits.METHOD_MAX_BYTES} bytes")
+        try:
+            payload = parse_json(body) if body else None
+        except faults.ArgumentInvalid:
+            raise Close("it answered a method with what is no JSON") from None
+        # An answer that comes too late is nobody's any more.
+        self.core.methods.answered(self, rid, int(status), payload)
+
+
+def _fault(why: faults.ServiceError) -> Json:
+    return {"errorCode": why.code, "message": why.message}
 
 
 def parse_properties(text: str) -> dict[str, str]:
@@ -228,3 +313,13 @@ def parse_properties(text: str) -> dict[str, str]:
         text = text[:-1]
     pairs = (part.partition("=") for part in text.split("&") if part)
     return {unquote(name): unquote(value) for name, _, value in pairs}
+
+
+def _made_s(properties: dict[str, str]) -> float:
+    """When the device says that it made the message; 0.0 where it says nothing that can be read."""
+    text = properties.get("$.ctime") or properties.get("iothub-creation-time-utc") or ""
+    try:
+        made = dt.datetime.fromisoformat(text)
+        return (made if made.tzinfo else made.replace(tzinfo=dt.UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return 0.0

@@ -1,71 +1,25 @@
-"""The console command `outpost`.
+"""`outpost image`, `board run` and `demo`: a device's flash image and what runs it."""
 
-It owns the words of the command line and nothing else: what each command does stands in the module
-of its name. An error is one sentence on stderr and exit status 1; a secret is never printed.
-"""
-
-import json
-import os
-import signal
-import sys
 import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from outpost_tools import __version__
+from outpost_tools.cli.common import (
+    ChainName,
+    DataOption,
+    JsonOption,
+    app,
+    group,
+    print_json,
+    say,
+)
 from outpost_tools.errors import OutpostError
 from outpost_tools.paths import data_dir, tree, write_whole
 
-
-class Commands(TyperGroup):
-    """Turns our one exception into one sentence, for every command below it."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except OutpostError as why:
-            typer.echo(f"outpost: {why}", err=True)
-            raise typer.Exit(1) from None
-        except typer.BadParameter as why:
-            said = why.format_message().replace("Value error, ", "").rstrip(".")
-            typer.echo(f"outpost: {said}.", err=True)
-            raise typer.Exit(2) from None
-        except BrokenPipeError:
-            # Whoever read our output has seen enough. Nothing more may be written to it.
-            _stop_writing()
-            raise typer.Exit(1) from None
-
-
-def _group(text: str) -> typer.Typer:
-    return typer.Typer(
-        help=text,
-        no_args_is_help=True,
-        rich_markup_mode=None,
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
-
-
-app = typer.Typer(
-    cls=Commands,
-    name="outpost",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Make devices and their flash images, run virtual boards, and run a local hub.",
-    epilog="Example: outpost device new pump-7 && outpost image pump-7 -o pump-7.bin",
-)
-device_app = _group("The devices in the registry.")
-board_app = _group("The virtual board.")
-hub_app = _group("The local hub.")
-app.add_typer(device_app, name="device")
-app.add_typer(board_app, name="board")
-app.add_typer(hub_app, name="hub")
+board_app = group("board", "The virtual board.")
 
 
 class Leg(StrEnum):
@@ -73,12 +27,6 @@ class Leg(StrEnum):
     outpost32 = "outpost32"
     stock32 = "stock32"
     stock_release = "stock-release"
-
-
-class ChainName(StrEnum):
-    rsa = "rsa"
-    ecdsa = "ecdsa"
-    both = "both"
 
 
 class LibraryName(StrEnum):
@@ -91,56 +39,13 @@ class SuitesName(StrEnum):
     ecc = "ecc"
 
 
-DataOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--data",
-        metavar="DIR",
-        help="Folder of the registry and the development CA.  [$OUTPOST_DATA or ./outpost-data]",
-        show_default=False,
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 HeapOption = Annotated[
     str | None,
     typer.Option("--heapsize", metavar="SIZE", help="Python's heap on the board, e.g. 64K."),
 ]
 
 
-def _say(text: str) -> None:
-    """A line from any thread. Where nobody reads any more, the whole program ends in order."""
-    try:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _stop_writing()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _stop_writing() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _print_json(content: Any) -> None:
-    typer.echo(json.dumps(content))
-
-
-def _version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"outpost {__version__}")
-        raise typer.Exit()
-
-
-@app.callback()
-def _outpost(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    pass
-
-
-def _heapsize(text: str | None) -> str | None:
+def heapsize_of(text: str | None) -> str | None:
     if text is not None and not (text.rstrip("KkMm").isdigit() and len(text) < 12):
         raise OutpostError(f"{text!r} is not a heap size: give a number with K or M, e.g. 64K.")
     if text is not None and text.isdigit() and int(text) < 4096:
@@ -148,52 +53,8 @@ def _heapsize(text: str | None) -> str | None:
     return text
 
 
-def _record_size(text: str) -> Any:
+def record_size_of(text: str) -> Any:
     return int(text) if text.isascii() and text.isdigit() else text
-
-
-@device_app.command("new", epilog="Example: outpost device new pump-7 --data fleet")
-def device_new(
-    device_id: Annotated[str, typer.Argument(metavar="ID", help="The device's id in IoT Hub.")],
-    data: DataOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Make a device: two new keys and an entry in the registry. The keys are not shown."""
-    from outpost_tools.registry import Registry, check_device_id
-
-    check_device_id(device_id)
-    if set("+#") & set(device_id):
-        raise OutpostError(
-            f"IoT Hub takes the id {device_id!r}, but MQTT does not allow + and # in the topics "
-            "that it stands in: choose another id."
-        )
-    with Registry(data_dir(data)) as registry:
-        device = registry.add(device_id)
-        path = registry.path
-    if as_json:
-        _print_json({"device": device.device_id, "status": device.status, "registry": str(path)})
-    else:
-        typer.echo(f"Device {device.device_id} is in {path}. Its image: outpost image {device_id}")
-
-
-@device_app.command("list", epilog="Example: outpost device list --json")
-def device_list(data: DataOption = None, as_json: JsonOption = False) -> None:
-    """Show the devices in the registry, without their keys."""
-    from outpost_tools.registry import Registry
-
-    with Registry(data_dir(data)) as registry:
-        devices = registry.devices()
-        path = registry.path
-    if as_json:
-        _print_json(
-            [{"device": d.device_id, "status": d.status, "created_s": d.created_s} for d in devices]
-        )
-    elif devices:
-        for d in devices:
-            made = time.strftime("%Y-%m-%d %H:%M", time.localtime(d.created_s))
-            typer.echo(f"{d.device_id}  {d.status}  made {made}")
-    else:
-        typer.echo(f"There is no device in {path}: make one with `outpost device new ID`.")
 
 
 @app.command("image", epilog="Example: outpost image pump-7 -o pump-7.bin --hub localhost")
@@ -267,7 +128,7 @@ def image(
         wifi_ssid=ssid,
         wifi_key=wifi_key,
         sntp=sntp or DEFAULT_SNTP,
-        record_size=_record_size(record_size),
+        record_size=record_size_of(record_size),
         suites=suites.value,
         keepalive_s=keepalive,
     )
@@ -292,7 +153,7 @@ def image(
     path = output or Path(f"{device_id}.bin")
     write_whole(path, content)
     if as_json:
-        _print_json(
+        print_json(
             {
                 "device": device_id,
                 "image": str(path),
@@ -333,9 +194,9 @@ def board_run(
     board = Board(
         flash,
         leg.value,
-        _heapsize(heapsize),
+        heapsize_of(heapsize),
         wifi=wifi,
-        on_line=lambda line: _say(line.text),
+        on_line=lambda line: say(line.text),
         on_exit=on_exit,
     )
     ends = None if run_for is None else time.monotonic() + run_for
@@ -346,85 +207,6 @@ def board_run(
             if board.exit_code != EXIT_CANNOT_START:
                 typer.echo(f"outpost: The board stopped with {board.exit_code}.", err=True)
             raise typer.Exit(1)
-
-
-@hub_app.command("run", epilog="Example: outpost hub run --port 8883 --json")
-def hub_run(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any.")] = 8883,
-    name: Annotated[
-        list[str] | None,
-        typer.Option(metavar="HOST", help="Further host name of the hub; may be repeated."),
-    ] = None,
-    chain: Annotated[ChainName, typer.Option(help="Certificates to show.")] = ChainName.both,
-    sntp_port: Annotated[
-        int | None,
-        typer.Option(metavar="PORT", help="Answer SNTP there too, for boards with no internet."),
-    ] = None,
-    ignore_record_size: Annotated[
-        bool,
-        typer.Option("--ignore-record-size", help="As servers that do not know RFC 6066; slow."),
-    ] = False,
-    data: DataOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Run the local hub until Ctrl-C: one line for each connection and each message."""
-    import contextlib
-
-    from outpost_tools.ending import until_told
-    from outpost_tools.hub.server import Event, Hub, in_words
-    from outpost_tools.sntp import SntpServer
-
-    def show(event: Event) -> None:
-        _say(json.dumps(event) if as_json else in_words(event))
-
-    with until_told(), contextlib.ExitStack() as stack:
-        if sntp_port is not None:
-            address = stack.enter_context(SntpServer(host, sntp_port)).address
-            if as_json:
-                _print_json({"event": "sntp", "address": address})
-            else:
-                typer.echo(f"SNTP is answered on {address}")
-        stack.enter_context(
-            Hub(
-                data_dir(data),
-                host,
-                port,
-                chain.value,
-                names=name or (),
-                on_event=show,
-                ignore_record_size=ignore_record_size,
-            )
-        )
-        while True:
-            time.sleep(3600)
-
-
-@app.command("roots", epilog="Example: outpost roots --check")
-def roots_command(
-    check: Annotated[bool, typer.Option("--check", help="Only check what is in certs/.")] = False,
-    source: Annotated[
-        Path | None, typer.Option("--from", metavar="FILE", help="PEM file to take.  [certifi's]")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Folder.  [certs/]")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Take the trust roots out of certifi into certs/; any but the pinned ones are refused."""
-    from outpost_tools import roots
-
-    if not check:
-        roots.take(source, output)
-    held = roots.read(output)
-    pins = {pin.name: pin for pin in roots.PINS}
-    if as_json:
-        _print_json(
-            [{"name": n, "sha256": pins[n].sha256, "bytes": len(d)} for n, d in held.items()]
-        )
-    else:
-        for root_name, content in held.items():
-            typer.echo(f"{pins[root_name].sha256}  {len(content):5} bytes  {root_name}")
 
 
 @app.command("demo", epilog="Example: outpost demo --run-for 20 --devices 5 --mfl 512")
@@ -465,14 +247,14 @@ def demo(
             data=data or tree() / "build" / "demo",
             devices=devices,
             run_for_s=run_for,
-            record_size=_record_size(mfl),
+            record_size=record_size_of(mfl),
             leg=leg.value,
-            heapsize=_heapsize(heapsize),
+            heapsize=heapsize_of(heapsize),
             chain=chain.value,
             library=library.value if library else None,
             app=app_dir,
         ),
-        _say,
+        say,
     )
     with until_told():
         show.run()
@@ -480,12 +262,5 @@ def demo(
     if not acked:
         typer.echo("outpost: No message was acknowledged: the lines above say why.", err=True)
     if run_for is not None and show.boards:
-        _print_json(show.summary())
+        print_json(show.summary())
     raise typer.Exit(0 if acked else 1)
-
-
-def main() -> None:
-    app()
-
-
-__all__ = ["app", "main"]

@@ -1,0 +1,499 @@
+"""What the hub knows and can do, apart from how anyone reaches it.
+
+The device side (session), DPS (dps) and the service side (rest) all work through the one `HubCore`
+of a hub. It owns the table of live connections and joins the parts that own files: the registry,
+twins, commands, methods, telemetry.
+
+Coroutines run in the hub's event loop, where the sessions and the REST handlers live; another
+thread uses `core.wait(core.twin_get("pump-7"))`. Plain methods may be called from any thread.
+What goes wrong for a reason that the caller should hear is a `faults.ServiceError`.
+"""
+
+import asyncio
+import contextlib
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from outpost_tools.errors import OutpostError
+from outpost_tools.hub import auth, faults
+from outpost_tools.hub.commands import Command, CommandQueue
+from outpost_tools.hub.methods import MethodDesk, check_timeouts, request_body
+from outpost_tools.hub.store import Telemetry, TelemetryStore
+from outpost_tools.hub.subscriptions import Subscriptions
+from outpost_tools.hub.throttle import Limits, Throttle
+from outpost_tools.hub.twins import Json, Twin, TwinStore
+from outpost_tools.registry import Device, Registry
+
+if TYPE_CHECKING:
+    from outpost_tools.hub.packets import Connect
+    from outpost_tools.hub.session import Line, Session
+
+Event = dict[str, Any]
+T = TypeVar("T")
+
+EVENTS_WAITING_MAX = 10000
+WATCH_EVERY_S = 0.25
+SWEEP_EVERY_S = 1.0
+SAVE_EVERY_ROUNDS = 30
+
+
+class Face(Protocol):
+    """Another protocol on the device listener, told apart by its CONNECT (DPS is one)."""
+
+    def claims(self, connect: "Connect") -> bool:
+        """Whether this CONNECT is for it."""
+
+    async def serve(self, line: "Line", connect: "Connect") -> str:
+        """Answer the CONNECT and serve until the end; returns why it ended, safe to log.
+
+        May raise session.Close(reason) and packets.Malformed, as sessions do.
+        """
+
+
+class Service(Protocol):
+    """Something beside the device listener that lives in the hub's loop (REST is one)."""
+
+    async def start(self, core: "HubCore") -> None:
+        """Listen. Raises OutpostError where that cannot be."""
+
+    async def stop(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Connection:
+    """What is known of a device's connection. Times are Unix seconds, 0.0 for never."""
+
+    connected: bool
+    changed_s: float  # when it last connected or was lost
+    last_activity_s: float
+    peer: str = ""
+    model_id: str = ""
+
+    @property
+    def state(self) -> str:
+        return "Connected" if self.connected else "Disconnected"
+
+
+NEVER = Connection(False, 0.0, 0.0)
+
+
+class HubCore:
+    """registry, twins, commands, methods, telemetry: the parts; use the methods here first.
+
+    names     the hub's host names, as devices and services may call it; the first is its own
+    listener  told each event, with the message where it is telemetry
+    limits    of rates; none unless given
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        names: Sequence[str],
+        now_s: Callable[[], float] = time.time,
+        listener: Callable[[Event, Telemetry | None], None] | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self.data, self.names, self.now_s = Path(data), tuple(names), now_s
+        self.registry = Registry(self.data)
+        self.telemetry = TelemetryStore(self.data, now_s)
+        self.twins = TwinStore(self.data, now_s, self._desired_in_disk_thread)
+        self.commands = CommandQueue(self.data, now_s)
+        self.subscriptions = Subscriptions(self.data)
+        self.methods = MethodDesk()
+        self.throttle = Throttle(limits)
+        self._listener = listener
+        # Another connection than the one that this process writes with: it sees every change.
+        self._watched = Registry(self.data)
+        self._disk = ThreadPoolExecutor(1, "hub-disk")
+        self._sessions: dict[str, Session] = {}
+        self._seen: dict[str, Connection] = {}
+        self._unsaved: dict[str, float] = {}
+        self._subscribers: set[asyncio.Queue[Event]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._steady: list[asyncio.Task[None]] = []
+        self.commands.recover()
+
+    # From any thread.
+
+    def wait(self, work: Coroutine[Any, Any, T], timeout_s: float | None = 60.0) -> T:
+        """Run a coroutine of the core in the hub's loop, from another thread."""
+        assert self._loop is not None
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout_s)
+
+    def connection(self, device_id: str) -> Connection:
+        """Whether a device is connected, since when, and when it was last heard of."""
+        seen = self._seen.get(device_id)
+        if seen is not None:
+            return seen
+        device = self.registry.find(device_id)
+        return NEVER if device is None else Connection(False, 0.0, device.last_activity_s)
+
+    @property
+    def connected(self) -> list[str]:
+        """The ids of the connected devices, sorted."""
+        return sorted(self._sessions)
+
+    def statistics(self) -> dict[str, int]:
+        """totalDeviceCount, enabledDeviceCount, disabledDeviceCount, connectedDeviceCount."""
+        total, enabled = self.registry.counts()
+        return {
+            "totalDeviceCount": total,
+            "enabledDeviceCount": enabled,
+            "disabledDeviceCount": total - enabled,
+            "connectedDeviceCount": len(self._sessions),
+        }
+
+    def device(self, device_id: str) -> Device:
+        """The registry's entry, or faults.DeviceNotFound."""
+        device = self.registry.find(device_id)
+        if device is None:
+            raise faults.DeviceNotFound(f"There is no device {device_id!r} in this hub.")
+        return device
+
+    def check_registry(self) -> None:
+        """Close, now, what the registry no longer admits.
+
+        Called by whoever changes it in this process; a change by another process is seen within
+        `WATCH_EVERY_S` anyway.
+        """
+        self._in_loop(self._check_registry)
+
+    def disconnect_device(self, device_id: str, reason: str) -> None:
+        """End a device's live connection, if it has one."""
+
+        def close() -> None:
+            session = self._sessions.get(device_id)
+            if session is not None:
+                session.close(reason)
+
+        self._in_loop(close)
+
+    def tell(self, event: str, message: Telemetry | None = None, **facts: Any) -> None:
+        """Let everyone know: the hub's log, and who reads `events`."""
+        record = {"event": event, "at_s": round(self.now_s(), 3), **facts}
+        if self._listener is not None:
+            self._listener(record, message)
+        if self._subscribers:
+            self._in_loop(lambda: self._spread(record))
+
+    # Twins. `if_match` is the twin's etag without quotes; None or "*" takes whatever is there.
+
+    async def twin_get(self, device_id: str) -> Twin:
+        """tags, desired and reported with their $metadata, versions and etag (see twins.Twin)."""
+        return await self.on_disk(self.twins.get, device_id)
+
+    async def twin_patch(
+        self,
+        device_id: str,
+        tags: Json | None = None,
+        desired: Json | None = None,
+        if_match: str | None = None,
+    ) -> Twin:
+        """Merge, as PATCH /twins/{id} does: null deletes, what is not named stays.
+
+        A device that has subscribed is sent the desired part. Raises DeviceNotFound,
+        PreconditionFailed, ArgumentInvalid (names, depth, values), TooLarge (32 KB, tags 8 KB).
+        """
+        return await self.on_disk(self.twins.change, device_id, tags, desired, if_match)
+
+    async def twin_replace(
+        self,
+        device_id: str,
+        tags: Json | None = None,
+        desired: Json | None = None,
+        if_match: str | None = None,
+    ) -> Twin:
+        """Put in the place of what is there, as PUT /twins/{id} does; None empties that part."""
+        return await self.on_disk(self.twins.change, device_id, tags, desired, if_match, True)
+
+    async def twin_patch_desired(
+        self, device_id: str, patch: Json, if_match: str | None = None
+    ) -> Twin:
+        return await self.twin_patch(device_id, desired=patch, if_match=if_match)
+
+    async def twin_replace_desired(
+        self, device_id: str, desired: Json, if_match: str | None = None
+    ) -> Twin:
+        """Replace the desired properties alone; tags stay."""
+        return await self.on_disk(
+            self.twins.change, device_id, None, desired, if_match, True, ("desired",)
+        )
+
+    async def twin_patch_reported(self, device_id: str, patch: Json) -> int:
+        """What a device reports; gives the new version of its reported properties."""
+        twin = await self.on_disk(self.twins.report, device_id, patch)
+        self.tell("twin-reported", device=device_id, version=twin.reported_version)
+        return twin.reported_version
+
+    async def twins_all(self) -> list[Twin]:
+        """Every device's twin in the order of ids: what queries select from."""
+        return await self.on_disk(self.twins.all)
+
+    # Direct methods.
+
+    async def invoke_method(
+        self,
+        device_id: str,
+        name: str,
+        payload: Any = None,
+        connect_timeout_s: float = 0.0,
+        response_timeout_s: float = 30.0,
+    ) -> tuple[int, Any]:
+        """Call a method on a device; gives its status and its payload (any JSON value).
+
+        Raises DeviceNotFound, DeviceNotOnline (404103) when it is not there within
+        `connect_timeout_s`, GatewayTimeout (504101) when it does not answer within
+        `response_timeout_s`, ArgumentInvalid for time-outs out of range (connect 0 to 300,
+        response 5 to 300), TooLarge for a payload over 128 KB.
+        """
+        check_timeouts(connect_timeout_s, response_timeout_s)
+        body = request_body(name, payload)
+        self.device(device_id)
+        self.throttle.check("methods")
+        session = await self._ready_for_methods(device_id, connect_timeout_s)
+        try:
+            status, answer = await self.methods.call(session, name, body, response_timeout_s)
+        except faults.ServiceError as why:
+            self.tell("method", device=device_id, name=name, status=None, reason=why.message)
+            raise
+        self.tell("method", device=device_id, name=name, status=status)
+        return status, answer
+
+    # Commands (cloud-to-device messages).
+
+    async def send_command(
+        self,
+        device_id: str,
+        body: bytes,
+        properties: Mapping[str, str] | None = None,
+        message_id: str | None = None,
+        expiry_s: float | None = None,
+        ack: str = "none",
+        correlation_id: str | None = None,
+        content_type: str | None = None,
+        content_encoding: str | None = None,
+    ) -> Command:
+        """Queue a command; it is on disk when this returns, with a message id made if none given.
+
+        expiry_s  Unix time after which it goes to the dead letters; default: one hour from now
+        ack       "none", "positive", "negative" or "full": which feedback is wanted
+
+        Raises DeviceNotFound, QueueFull (fifty wait already), TooLarge (64 KB), ArgumentInvalid.
+        """
+        self.throttle.check("commands")
+        given = {"$.cid": correlation_id, "$.ct": content_type, "$.ce": content_encoding}
+        command = await self.on_disk(
+            self.commands.add,
+            device_id,
+            body,
+            properties,
+            message_id,
+            expiry_s,
+            ack,
+            {name: text for name, text in given.items() if text},
+        )
+        self.tell("command-queued", device=device_id, message_id=command.message_id)
+        self.wake(device_id)
+        return command
+
+    async def commands_waiting(self, device_id: str) -> list[Command]:
+        """Queued or sent and not acknowledged, oldest first."""
+        self.device(device_id)
+        return await self.on_disk(self.commands.waiting, device_id)
+
+    async def commands_dead(self, device_id: str | None = None) -> list[Command]:
+        """The dead letters: expired, tried too often, or purged; `state` says which."""
+        return await self.on_disk(self.commands.dead, device_id)
+
+    async def commands_purge(self, device_id: str) -> int:
+        """Empty a device's queue; gives how many there were."""
+        self.device(device_id)
+        purged = await self.on_disk(self.commands.purge, device_id)
+        self.buried(purged)
+        return len(purged)
+
+    # Events: connections, telemetry, commands' fates, twin changes.
+
+    @contextlib.asynccontextmanager
+    async def events(self) -> AsyncIterator["asyncio.Queue[Event]"]:
+        """A queue of everything from now on; a reader that is too slow loses the oldest.
+
+        Each is a dictionary with "event", "at_s" and "device". Kinds: connected, closed, refused,
+        telemetry (number, body, properties, system, made_s, received_s, qos, dup),
+        command-queued, command-sent, command-completed, command-dead (state), twin-desired,
+        twin-reported (version), method (name, status).
+        """
+        queue: asyncio.Queue[Event] = asyncio.Queue(EVENTS_WAITING_MAX)
+        self._subscribers.add(queue)
+        try:
+            yield queue
+        finally:
+            self._subscribers.discard(queue)
+
+    async def telemetry_since(
+        self,
+        since_s: float | None = None,
+        device_id: str | None = None,
+        after_number: int = 0,
+        limit: int = 1000,
+    ) -> list[Event]:
+        """Kept telemetry in order of arrival, in the form of the event "telemetry"."""
+        return await asyncio.to_thread(self.telemetry.read, since_s, device_id, after_number, limit)
+
+    # From sessions, in the hub's loop.
+
+    def join(self, session: "Session") -> None:
+        """A device is in; an older connection of it has to go."""
+        older = self._sessions.get(session.device_id)
+        self._sessions[session.device_id] = session
+        if older is not None:
+            older.close("a newer connection of the same device took its place")
+        now_s = self.now_s()
+        self._seen[session.device_id] = Connection(
+            True, now_s, now_s, session.line.peer, session.admitted.model_id
+        )
+        self._unsaved[session.device_id] = now_s
+        self.tell("connected", device=session.device_id, peer=session.line.peer, **session.line.tls)
+
+    def leave(self, session: "Session") -> None:
+        self.methods.lost(session)
+        if self._sessions.get(session.device_id) is session:
+            del self._sessions[session.device_id]
+            seen = self._seen[session.device_id]
+            self._seen[session.device_id] = replace(seen, connected=False, changed_s=self.now_s())
+
+    def heard(self, session: "Session") -> None:
+        """Something came from the device."""
+        if self._sessions.get(session.device_id) is session:
+            now_s = self.now_s()
+            seen = self._seen[session.device_id]
+            if now_s - seen.last_activity_s >= 1:
+                self._seen[session.device_id] = replace(seen, last_activity_s=now_s)
+                self._unsaved[session.device_id] = now_s
+
+    def took(self, telemetry: Telemetry, number: int) -> None:
+        """A message is on disk."""
+        self.tell("telemetry", telemetry, **telemetry.as_event(number))
+
+    def buried(self, dead: Sequence[Command]) -> None:
+        """These commands will not be delivered any more."""
+        for command in dead:
+            self.tell(
+                "command-dead",
+                device=command.device_id,
+                message_id=command.message_id,
+                state=command.state,
+                deliveries=command.deliveries,
+                ack=command.ack,
+            )
+
+    def wake(self, device_id: str) -> None:
+        """There may be a command for the device."""
+        session = self._sessions.get(device_id)
+        if session is not None and session.command_qos is not None:
+            session.wake()
+
+    async def on_disk(self, work: Callable[..., T], *given: Any) -> T:
+        """Run what may block in the one thread for it: in the order of the calls."""
+        return await asyncio.get_running_loop().run_in_executor(self._disk, partial(work, *given))
+
+    def keep_task(self, work: Coroutine[Any, Any, None]) -> None:
+        """See to the end of something that nobody waits for."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # From the hub.
+
+    async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._steady = [asyncio.create_task(self._watch()), asyncio.create_task(self._sweep())]
+
+    async def stop(self) -> None:
+        """After the sessions have ended: finish what is under way."""
+        for task in self._steady:
+            task.cancel()
+        await asyncio.gather(*self._steady, return_exceptions=True)
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.on_disk(self._save_activity)
+
+    def close(self) -> None:
+        """Last of all, from the thread that made it."""
+        self._disk.shutdown()
+        for part in (self.telemetry, self.twins, self.commands, self.subscriptions):
+            part.close()
+        self._watched.close()
+        self.registry.close()
+
+    # Inside.
+
+    def _in_loop(self, work: Callable[[], None]) -> None:
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the hub has stopped
+                self._loop.call_soon_threadsafe(work)
+
+    def _spread(self, record: Event) -> None:
+        for queue in self._subscribers:
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(record)
+
+    def _desired_in_disk_thread(self, device_id: str, patch: Json, version: int) -> None:
+        self._in_loop(lambda: self._desired(device_id, patch, version))
+
+    def _desired(self, device_id: str, patch: Json, version: int) -> None:
+        self.tell("twin-desired", device=device_id, version=version)
+        session = self._sessions.get(device_id)
+        if session is not None:
+            session.send_desired(patch, version)
+
+    async def _ready_for_methods(self, device_id: str, connect_timeout_s: float) -> "Session":
+        end = time.monotonic() + connect_timeout_s
+        while True:
+            session = self._sessions.get(device_id)
+            if session is not None and session.takes_methods:
+                return session
+            left_s = end - time.monotonic()
+            if left_s <= 0:
+                raise faults.DeviceNotOnline(f"The device {device_id!r} is not online.")
+            await self.methods.wait_for(device_id, left_s)
+
+    async def _watch(self) -> None:
+        """Close within a moment what another process takes the right from."""
+        before = self._watched.changes()
+        while True:
+            await asyncio.sleep(WATCH_EVERY_S)
+            with contextlib.suppress(sqlite3.Error):
+                now = self._watched.changes()
+                if now != before:
+                    before = now
+                    self._check_registry()
+
+    def _check_registry(self) -> None:
+        for session in list(self._sessions.values()):
+            if reason := auth.still(session.admitted, self._watched):
+                session.close(reason)
+
+    async def _sweep(self) -> None:
+        """Bury what expires while nobody asks for it; keep when devices were active."""
+        rounds = 0
+        while True:
+            await asyncio.sleep(SWEEP_EVERY_S)
+            rounds += 1
+            with contextlib.suppress(sqlite3.Error, OutpostError):
+                self.buried(await self.on_disk(self.commands.sweep))
+                if rounds % SAVE_EVERY_ROUNDS == 0:
+                    await self.on_disk(self._save_activity)
+
+    def _save_activity(self) -> None:
+        unsaved, self._unsaved = self._unsaved, {}
+        if unsaved:
+            self.registry.heard_of(unsaved.items())

@@ -1,0 +1,395 @@
+"""IoT Hub's query language over device twins: the part of it that the local hub understands.
+
+    SELECT [TOP n] * | item, ... FROM devices [WHERE condition] [GROUP BY path, ...]
+
+An item is a path, or COUNT(), SUM, AVG, MIN, MAX of a path, each with `AS name`. A condition has
+= != <> < <= > >=, IN [..], NIN [..], AND, OR, NOT, parentheses, and is_defined, is_null, is_bool,
+is_number, is_string, is_object, startswith, endswith, contains. It owns no state; a query is
+compiled once and then run over twins in their JSON form.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from outpost_tools.hub.faults import ArgumentInvalid
+
+LENGTH_MAX = 8192
+DEPTH_MAX = 32
+
+Json = Any
+Expression = Callable[[Json], Json]
+
+
+class _Undefined:
+    """What a path leads to where there is nothing: no comparison with it holds."""
+
+    def __repr__(self) -> str:
+        return "undefined"
+
+
+UNDEFINED = _Undefined()
+
+TOKEN = re.compile(
+    r"""\s*(?:
+      (?P<number>-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)
+    | (?P<text>'(?:[^'\\]|\\.|'')*'|"(?:[^"\\]|\\.)*")
+    | (?P<name>[A-Za-z_$][A-Za-z0-9_$]*)
+    | (?P<sign><=|>=|<>|!=|[=<>(),.*\[\]])
+    )""",
+    re.VERBOSE,
+)
+KEYWORDS = frozenset(
+    "SELECT TOP FROM WHERE GROUP BY AND OR NOT IN NIN AS TRUE FALSE NULL ORDER".split()
+)
+COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
+    "=": lambda a, b: a == b,
+    "!=": lambda a, b: a != b,
+    "<>": lambda a, b: a != b,
+    "<": lambda a, b: a < b,
+    "<=": lambda a, b: a <= b,
+    ">": lambda a, b: a > b,
+    ">=": lambda a, b: a >= b,
+}
+TYPE_TESTS: dict[str, Callable[[Any], bool]] = {
+    "IS_DEFINED": lambda v: v is not UNDEFINED,
+    "IS_NULL": lambda v: v is None,
+    "IS_BOOL": lambda v: isinstance(v, bool),
+    "IS_NUMBER": lambda v: _kind(v) == "number",
+    "IS_STRING": lambda v: isinstance(v, str),
+    "IS_OBJECT": lambda v: isinstance(v, dict),
+    "IS_PRIMITIVE": lambda v: _kind(v) in ("number", "text", "truth", "null"),
+}
+TEXT_TESTS: dict[str, Callable[[str, str], bool]] = {
+    "STARTSWITH": lambda text, part: text.startswith(part),
+    "ENDSWITH": lambda text, part: text.endswith(part),
+    "CONTAINS": lambda text, part: part in text,
+}
+AGGREGATES = ("COUNT", "SUM", "AVG", "MIN", "MAX")
+
+
+def _kind(value: Any) -> str:
+    if value is UNDEFINED:
+        return "undefined"
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "truth"
+    if isinstance(value, int | float):
+        return "number"
+    return "text" if isinstance(value, str) else "object"
+
+
+def _compare(sign: str, left: Any, right: Any) -> bool:
+    kinds = {_kind(left), _kind(right)}
+    if "undefined" in kinds:
+        return False
+    if len(kinds) > 1:
+        return sign in ("!=", "<>")
+    if sign in ("=", "!=", "<>") or kinds <= {"number", "text"}:
+        return COMPARISONS[sign](left, right)
+    return False
+
+
+@dataclass(frozen=True)
+class Item:
+    name: str
+    of: Expression
+    aggregate: str = ""
+
+
+@dataclass(frozen=True)
+class Query:
+    """A compiled query. `whole` says that it selects twins as they are."""
+
+    items: list[Item]
+    where: Expression
+    group_by: list[Item]
+    top: int | None
+    whole: bool
+
+    @property
+    def item_type(self) -> str:
+        """What IoT Hub's answer says in x-ms-item-type."""
+        return "Twin" if self.whole else "Raw"
+
+    def run(self, twins: Iterable[Json]) -> list[Json]:
+        chosen = [twin for twin in twins if self.where(twin) is True]
+        if self.whole:
+            found = chosen
+        elif self.group_by or any(item.aggregate for item in self.items):
+            found = self._grouped(chosen)
+        else:
+            found = [self._row(twin) for twin in chosen]
+        return found[: self.top]
+
+    def _row(self, twin: Json) -> Json:
+        values = ((item.name, item.of(twin)) for item in self.items)
+        return {name: value for name, value in values if value is not UNDEFINED}
+
+    def _grouped(self, twins: list[Json]) -> list[Json]:
+        groups: dict[str, list[Json]] = {}
+        for twin in twins:
+            groups.setdefault(repr([item.of(twin) for item in self.group_by]), []).append(twin)
+        if not self.group_by:
+            groups.setdefault("[]", [])
+        found = []
+        for members in groups.values():
+            row = {}
+            for item in self.items:
+                if item.aggregate:
+                    row[item.name] = _total(item, members)
+                elif members and (value := item.of(members[0])) is not UNDEFINED:
+                    row[item.name] = value
+            found.append(row)
+        return found
+
+
+def _total(item: Item, members: list[Json]) -> Json:
+    if item.aggregate == "COUNT":
+        return sum(1 for member in members if item.of(member) is not UNDEFINED)
+    values = [value for m in members if _kind(value := item.of(m)) == "number"]
+    if item.aggregate == "SUM":
+        return sum(values)
+    if not values:
+        return None
+    if item.aggregate == "AVG":
+        return sum(values) / len(values)
+    return min(values) if item.aggregate == "MIN" else max(values)
+
+
+def compile_query(text: object) -> Query:
+    """Understand a query, or raise ArgumentInvalid with a sentence that says where it fails."""
+    if not isinstance(text, str) or not text.strip() or len(text) > LENGTH_MAX:
+        raise ArgumentInvalid(f"A query is a text of 1 to {LENGTH_MAX} characters.")
+    return _Parser(text).query()
+
+
+class _Parser:
+    def __init__(self, text: str) -> None:
+        self._tokens: list[tuple[str, str]] = []
+        at = 0
+        text = text.rstrip()
+        while at < len(text):
+            match = TOKEN.match(text, at)
+            if match is None:
+                raise ArgumentInvalid(f"The query cannot be read at character {at + 1}.")
+            kind = match.lastgroup or ""
+            value = match.group(kind)
+            if kind == "name" and value.upper() in KEYWORDS:
+                kind, value = "word", value.upper()
+            self._tokens.append((kind, value))
+            at = match.end()
+        self._at = 0
+        self._depth = 0
+
+    def query(self) -> Query:
+        self._need("SELECT")
+        top = None
+        if self._take("TOP"):
+            top = self._whole_number()
+        whole = self._take("*")
+        items = [] if whole else self._list(self._item)
+        self._need("FROM")
+        if self._name().lower() != "devices" or self._peek() == ("sign", "."):
+            raise ArgumentInvalid("This hub answers queries FROM devices only.")
+        where: Expression = lambda twin: True  # noqa: E731
+        if self._take("WHERE"):
+            where = self._either()
+        group_by: list[Item] = []
+        if self._take("GROUP"):
+            self._need("BY")
+            group_by = self._list(self._item)
+        if self._at < len(self._tokens):
+            raise ArgumentInvalid(f"The query has {self._peek()[1]!r} where it should end.")
+        if whole and group_by:
+            raise ArgumentInvalid("A query with GROUP BY selects items, not *.")
+        return Query(items, where, group_by, top, whole)
+
+    # Tokens
+
+    def _peek(self, ahead: int = 0) -> tuple[str, str]:
+        at = self._at + ahead
+        return self._tokens[at] if at < len(self._tokens) else ("end", "its end")
+
+    def _next(self) -> tuple[str, str]:
+        token = self._peek()
+        self._at += 1
+        return token
+
+    def _take(self, value: str) -> bool:
+        kind, found = self._peek()
+        if kind in ("word", "sign") and found == value:
+            self._at += 1
+            return True
+        return False
+
+    def _need(self, value: str) -> None:
+        if not self._take(value):
+            raise ArgumentInvalid(f"The query has {self._peek()[1]!r} where {value} should be.")
+
+    def _name(self) -> str:
+        kind, value = self._next()
+        if kind not in ("name", "word"):
+            raise ArgumentInvalid(f"The query has {value!r} where a name should be.")
+        return value
+
+    def _whole_number(self) -> int:
+        kind, value = self._next()
+        if kind != "number" or not value.isdigit() or len(value) > 9:
+            raise ArgumentInvalid(f"The query has {value!r} where a whole number should be.")
+        return int(value)
+
+    def _list(self, read: Callable[[], Any]) -> list[Any]:
+        found = [read()]
+        while self._take(","):
+            found.append(read())
+        return found
+
+    # Parts
+
+    def _item(self) -> Item:
+        kind, value = self._peek()
+        aggregate = value.upper() if kind == "name" and self._peek(1) == ("sign", "(") else ""
+        if aggregate:
+            if aggregate not in AGGREGATES:
+                raise ArgumentInvalid(f"The query cannot select {value!r} of something.")
+            self._next()
+            self._need("(")
+            if aggregate == "COUNT" and (self._take("*") or self._peek() == ("sign", ")")):
+                of: Expression = lambda twin: 1  # noqa: E731
+            else:
+                of, _ = self._path()
+            self._need(")")
+            name = aggregate.lower()
+        else:
+            of, name = self._path()
+        if self._take("AS"):
+            name = self._name()
+        return Item(name, of, aggregate)
+
+    def _path(self) -> tuple[Expression, str]:
+        steps: list[str | int] = [self._name()]
+        while True:
+            if self._take("."):
+                steps.append(self._name())
+            elif self._take("["):
+                kind, value = self._peek()
+                steps.append(self._text() if kind == "text" else self._whole_number())
+                self._need("]")
+            else:
+                break
+
+        def follow(twin: Json) -> Json:
+            for step in steps:
+                if isinstance(twin, dict) and isinstance(step, str) and step in twin:
+                    twin = twin[step]
+                elif isinstance(twin, list) and isinstance(step, int) and step < len(twin):
+                    twin = twin[step]
+                else:
+                    return UNDEFINED
+            return twin
+
+        return follow, str(steps[-1])
+
+    def _text(self) -> str:
+        value = self._next()[1]
+        inner = value[1:-1]
+        if value[0] == "'":
+            inner = inner.replace("''", "'")
+        return re.sub(r"\\(.)", r"\1", inner)
+
+    def _either(self) -> Expression:
+        parts = [self._both()]
+        while self._take("OR"):
+            parts.append(self._both())
+        return parts[0] if len(parts) == 1 else lambda t: any(p(t) is True for p in parts)
+
+    def _both(self) -> Expression:
+        parts = [self._not()]
+        while self._take("AND"):
+            parts.append(self._not())
+        return parts[0] if len(parts) == 1 else lambda t: all(p(t) is True for p in parts)
+
+    def _not(self) -> Expression:
+        self._depth += 1
+        if self._depth > DEPTH_MAX:
+            raise ArgumentInvalid(f"The query is nested more than {DEPTH_MAX} deep.")
+        try:
+            if self._take("NOT"):
+                inner = self._not()
+                return lambda t: inner(t) is not True
+            if self._take("("):
+                inner = self._either()
+                self._need(")")
+                return inner
+            return self._comparison()
+        finally:
+            self._depth -= 1
+
+    def _comparison(self) -> Expression:
+        left = self._operand()
+        kind, sign = self._peek()
+        if kind == "sign" and sign in COMPARISONS:
+            self._next()
+            right = self._operand()
+            return lambda t: _compare(sign, left(t), right(t))
+        for word, wanted in (("IN", True), ("NIN", False)):
+            if self._take(word):
+                self._need("[")
+                choices = [choice(None) for choice in self._list(self._literal)]
+                self._need("]")
+
+                def among(twin: Json, choices: Any = choices, wanted: bool = wanted) -> bool:
+                    value = left(twin)
+                    known = any(_compare("=", value, choice) for choice in choices)
+                    return value is not UNDEFINED and known is wanted
+
+                return among
+        return left
+
+    def _operand(self) -> Expression:
+        kind, value = self._peek()
+        if kind == "name" and self._peek(1) == ("sign", "("):
+            return self._function()
+        if kind == "name":
+            return self._path()[0]
+        return self._literal()
+
+    def _literal(self) -> Expression:
+        kind, value = self._peek()
+        if kind == "text":
+            found: Any = self._text()
+        elif kind == "number":
+            self._next()
+            found = int(value) if re.fullmatch(r"-?\d{1,18}", value) else float(value)
+        elif kind == "word" and value in ("TRUE", "FALSE", "NULL"):
+            self._next()
+            found = {"TRUE": True, "FALSE": False, "NULL": None}[value]
+        else:
+            raise ArgumentInvalid(f"The query has {value!r} where a value should be.")
+        return lambda twin: found
+
+    def _function(self) -> Expression:
+        name = self._name().upper()
+        self._need("(")
+        if name in TYPE_TESTS:
+            of, _ = self._path()
+            self._need(")")
+            test = TYPE_TESTS[name]
+            return lambda t: test(of(t))
+        if name in TEXT_TESTS:
+            of = self._operand()
+            self._need(",")
+            part = self._operand()
+            self._need(")")
+            holds = TEXT_TESTS[name]
+
+            def told(twin: Json) -> Json:
+                text, piece = of(twin), part(twin)
+                both = isinstance(text, str) and isinstance(piece, str)
+                return holds(text, piece) if both else UNDEFINED
+
+            return told
+        raise ArgumentInvalid(f"This hub's queries have no function {name.lower()!r}.")
