@@ -49,6 +49,10 @@ static struct in_addr resolve(const char *name) {
     if (from_hosts_option(name, &ip)) {
         return ip;
     }
+    if (strcasecmp(name, "localhost") == 0) {
+        ip.s_addr = htonl(INADDR_LOOPBACK);     // lwIP asks nobody for it either
+        return ip;
+    }
     struct addrinfo hints = {.ai_family = AF_INET, .ai_socktype = SOCK_STREAM};
     struct addrinfo *found = NULL;
     if (getaddrinfo(name, NULL, &hints, &found) != 0 || found == NULL) {

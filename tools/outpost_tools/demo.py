@@ -29,10 +29,6 @@ WATCH_S = 0.2
 SETTLE_S = 1.0
 # A stock board has nothing of ours frozen in.
 LIBRARY_OF: dict[str, Library] = {"stock32": "flash", "stock-release": "flash"}
-# The hub's name: the board is told its address, so that no file of the host has to say it. The
-# release leg has the host's names alone.
-HUB_NAME = "localhost"
-HOSTS = ("--hosts", f"{HUB_NAME}=127.0.0.1")
 
 
 @dataclass(frozen=True)
@@ -100,7 +96,7 @@ class Demo:
 
     def _images(self, port: int, sntp_address: str) -> list[tuple[str, Path]]:
         settings = Settings(
-            hub=HUB_NAME, port=port, sntp=[sntp_address], record_size=self.plan.record_size
+            hub="localhost", port=port, sntp=[sntp_address], record_size=self.plan.record_size
         )
         trust = DevCA(self.plan.data).roots_der()
         images = []
@@ -140,7 +136,6 @@ class Demo:
             self.plan.heapsize or LEGS[self.plan.leg],
             on_line=on_line,
             on_exit=on_exit,
-            extra=() if self.plan.leg == "stock-release" else HOSTS,
         )
         # Its lines stop being shown before it is stopped: what a stopped board prints is noise.
         self.tallies.append(tally)
