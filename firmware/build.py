@@ -91,17 +91,14 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def tree_hash(*roots: Path) -> str:
-    """One hash of the names and contents of all files under the given places."""
-    digest = hashlib.sha256()
-    for root in roots:
-        files = [root] if root.is_file() else sorted(root.rglob("*"))
-        for path in files:
-            if "__pycache__" in path.parts or not path.is_file():
-                continue
-            digest.update(f"{root.name}/{path.relative_to(root)}\0".encode())
-            digest.update(file_hash(path).encode())
-    return digest.hexdigest()
+def file_hashes(*roots: Path) -> dict[str, str]:
+    """The content of each file under the given places, by its path."""
+    return {
+        str(path): file_hash(path)
+        for root in roots
+        for path in sorted(root.rglob("*"))
+        if "__pycache__" not in path.parts and path.is_file()
+    }
 
 
 def text_hash(*parts: str) -> str:
@@ -640,7 +637,8 @@ def make_variant(variant: Variant, source_hash: str, mpy_cross: str, umqtt: str)
     )
     library = ROOT / "lib" / "outpost"
     roots = [FIRMWARE] + ([library] if library.is_dir() and variant.leg == "outpost" else [])
-    inputs = text_hash(base, umqtt, tree_hash(*roots))
+    files = file_hashes(*roots)
+    inputs = text_hash(base, umqtt, json.dumps(files, sort_keys=True))
     stamp = read_stamp(variant.name)
     if stamp.get("inputs") == inputs and (BIN / variant.name).is_file():
         return
@@ -651,13 +649,23 @@ def make_variant(variant: Variant, source_hash: str, mpy_cross: str, umqtt: str)
         shutil.rmtree(build, ignore_errors=True)
     build.mkdir(parents=True, exist_ok=True)
     write_stamp(variant.name, {"base": base})
+    # make goes by the time of a file, which a copy or a checkout may set back: what has another
+    # content than in the last build counts as new, and until this one is done as not built.
+    built = f"{variant.name}-files"
+    known = read_stamp(built)
+    changed = [path for path, digest in files.items() if known.get(path) != digest]
+    write_stamp(built, {path: known[path] for path in files if path not in changed})
+    if any(path.endswith(".py") for path in changed):
+        shutil.rmtree(build / "frozen_mpy", ignore_errors=True)
+        (build / "frozen_content.c").unlink(missing_ok=True)
     run_make(
         variant.name,
         source_directory() / "ports" / "unix",
-        arguments,
+        [*arguments, *(word for path in changed for word in ("-W", plain(path)))],
         WORK / f"{variant.name}.log",
     )
     install(build / "micropython", variant.name)
+    write_stamp(built, files)
     write_stamp(variant.name, {"base": base, "inputs": inputs})
 
 

@@ -157,6 +157,70 @@ def test_a_tree_with_a_blank_in_its_path_is_built_through_a_link_without_one(
         build.plain("/elsewhere/a clone")
 
 
+def test_a_file_that_came_with_an_old_date_is_built_all_the_same(
+    build: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[list[str]] = []
+
+    def make(_label: str, _directory: Path, arguments: list[str], _log: Path) -> None:
+        told.append([arguments[i + 1] for i, word in enumerate(arguments) if word == "-W"])
+        if interrupted:
+            raise KeyboardInterrupt
+
+    firmware, library = tmp_path / "firmware", tmp_path / "lib" / "outpost"
+    (firmware / "virtual").mkdir(parents=True)
+    library.mkdir(parents=True)
+    for path in (
+        firmware / "virtual" / "mpconfigvariant.mk",
+        firmware / "board.c",
+        library / "clock.py",
+    ):
+        path.write_text("first")
+    for name, value in (
+        ("ROOT", tmp_path),
+        ("FIRMWARE", firmware),
+        ("WORK", tmp_path / "work"),
+        ("BIN", tmp_path / "bin"),
+        ("STAMPS", tmp_path / "stamps"),
+        ("run_make", make),
+        ("need_tools", lambda force_32bit: None),
+        ("install", lambda built, name: (tmp_path / "bin" / name).touch()),
+    ):
+        monkeypatch.setattr(build, name, value)
+    (tmp_path / "bin").mkdir()
+    variant = build.VARIANTS["outpost64"]
+    frozen = tmp_path / "work" / "outpost64" / "frozen_mpy"
+
+    def run() -> None:
+        frozen.mkdir(parents=True, exist_ok=True)
+        build.make_variant(variant, "source", "cross", "umqtt")
+
+    def change(path: Path, text: str) -> str:
+        path.write_text(text)
+        os.utime(path, (0, 0))
+        return str(path)
+
+    interrupted = False
+    run()
+    run()
+    assert len(told) == 1
+    one = change(firmware / "board.c", "second")
+    run()
+    assert told[-1] == [one] and frozen.exists()
+    two = change(library / "clock.py", "second")
+    interrupted = True
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert told[-1] == [two] and not frozen.exists()
+    interrupted = False
+    change(library / "clock.py", "first")  # as it was: but what was built of it is not
+    run()
+    assert told[-1] == [two] and not frozen.exists()
+    count = len(told)
+    run()
+    assert len(told) == count
+
+
 def test_the_release_legs_board_is_a_link_that_moves_with_the_tree(
     build: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
