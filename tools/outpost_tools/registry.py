@@ -10,6 +10,7 @@ It never prints or logs a key: `Device` and `Policy` hide them from their repr.
 
 import base64
 import binascii
+import json
 import re
 import secrets
 import sqlite3
@@ -538,6 +539,20 @@ class Registry:
         """A number that differs once another connection, of any process, has written."""
         with self._lock:
             return self._db.execute("PRAGMA data_version").fetchone()[0]
+
+    def standing(self, device_ids: Iterable[str]) -> tuple[object, dict[str, str]]:
+        """What the rights of these devices hang on: one thing for all of them (policies and
+        authorities), and the etag of each that is there. Where both are as before, nothing that
+        matters to a connection has changed."""
+        with self._lock:
+            policies = self._db.execute("SELECT * FROM policy ORDER BY name").fetchall()
+            authorities = self._db.execute("SELECT * FROM authority ORDER BY name").fetchall()
+            etags = self._db.execute(
+                "SELECT device_id, etag FROM device "
+                "WHERE device_id IN (SELECT value FROM json_each(?))",
+                (json.dumps(list(device_ids)),),
+            ).fetchall()
+        return (policies, authorities), dict(etags)
 
     def close(self) -> None:
         with self._lock:

@@ -11,6 +11,7 @@ What goes wrong for a reason that the caller should hear is a `faults.ServiceErr
 
 import asyncio
 import contextlib
+import fcntl
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
@@ -18,13 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
 from outpost_tools.errors import OutpostError
 from outpost_tools.hub import auth, faults
 from outpost_tools.hub.commands import Command, CommandQueue
 from outpost_tools.hub.methods import MethodDesk, check_timeouts, request_body
-from outpost_tools.hub.store import Telemetry, TelemetryStore
+from outpost_tools.hub.store import KEEP_BYTES, Telemetry, TelemetryStore
 from outpost_tools.hub.subscriptions import Subscriptions
 from outpost_tools.hub.throttle import Limits, Throttle
 from outpost_tools.hub.twins import Json, Twin, TwinStore
@@ -89,6 +90,7 @@ class HubCore:
     names     the hub's host names, as devices and services may call it; the first is its own
     listener  told each event, with the message where it is telemetry
     limits    of rates; none unless given
+    keep_bytes  how much telemetry is kept, where seven days' is more
     """
 
     def __init__(
@@ -98,10 +100,12 @@ class HubCore:
         now_s: Callable[[], float] = time.time,
         listener: Callable[[Event, Telemetry | None], None] | None = None,
         limits: Limits | None = None,
+        keep_bytes: int = KEEP_BYTES,
     ) -> None:
         self.data, self.names, self.now_s = Path(data), tuple(names), now_s
         self.registry = Registry(self.data)
-        self.telemetry = TelemetryStore(self.data, now_s)
+        self._own = _sole_hub(self.data)
+        self.telemetry = TelemetryStore(self.data, now_s, keep_bytes=keep_bytes)
         self.twins = TwinStore(self.data, now_s, self._desired_in_disk_thread)
         self.commands = CommandQueue(self.data, now_s)
         self.subscriptions = Subscriptions(self.data)
@@ -344,7 +348,10 @@ class HubCore:
         after_number: int = 0,
         limit: int = 1000,
     ) -> list[Event]:
-        """Kept telemetry in order of arrival, in the form of the event "telemetry"."""
+        """Kept telemetry in order of arrival, in the form of the event "telemetry".
+
+        Fewer than `limit` where they are large; none only where there are no more.
+        """
         return await asyncio.to_thread(self.telemetry.read, since_s, device_id, after_number, limit)
 
     # From sessions, in the hub's loop.
@@ -354,13 +361,16 @@ class HubCore:
         older = self._sessions.get(session.device_id)
         self._sessions[session.device_id] = session
         if older is not None:
-            older.close("a newer connection of the same device took its place")
+            older.give_way()
         now_s = self.now_s()
         self._seen[session.device_id] = Connection(
             True, now_s, now_s, session.line.peer, session.admitted.model_id
         )
         self._unsaved[session.device_id] = now_s
         self.tell("connected", device=session.device_id, peer=session.line.peer, **session.line.tls)
+        # What the registry lost between its admission and now was no reason for anyone to close it.
+        if reason := auth.still(session.admitted, self._watched):
+            session.close(reason)
 
     def leave(self, session: "Session") -> None:
         self.methods.lost(session)
@@ -432,6 +442,7 @@ class HubCore:
             part.close()
         self._watched.close()
         self.registry.close()
+        self._own.close()
 
     # Inside.
 
@@ -478,9 +489,14 @@ class HubCore:
                     self._check_registry()
 
     def _check_registry(self) -> None:
+        shared, etags = self._watched.standing(self._sessions)
         for session in list(self._sessions.values()):
+            standing = (shared, etags.get(session.device_id))
+            if session.standing == standing:
+                continue  # twins and commands are in the same file, and change all the time
             if reason := auth.still(session.admitted, self._watched):
                 session.close(reason)
+            session.standing = standing
 
     async def _sweep(self) -> None:
         """Bury what expires while nobody asks for it; keep when devices were active."""
@@ -497,3 +513,16 @@ class HubCore:
         unsaved, self._unsaved = self._unsaved, {}
         if unsaved:
             self.registry.heard_of(unsaved.items())
+
+
+def _sole_hub(data: Path) -> IO[bytes]:
+    """The folder is this hub's while the file is open: two would each send the same commands."""
+    lock = (data / "hub.lock").open("ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise OutpostError(
+            f"Another hub runs on the folder {data}: stop it, or give this one a folder of its own."
+        ) from None
+    return lock

@@ -13,6 +13,8 @@ from outpost_tools.hub import packets
 
 CLOSE_PATIENCE_S = 2
 TURN_PACKETS = 32
+# What may wait for a device that does not read: many of the largest methods and twins.
+UNREAD_MAX_BYTES = 4 << 20
 
 
 class Close(Exception):
@@ -56,6 +58,8 @@ class Line:
     def write(self, data: bytes) -> None:
         if not self.writer.is_closing():
             self.writer.write(data)
+            if self.writer.transport.get_write_buffer_size() > UNREAD_MAX_BYTES:
+                self.close("it does not read what it is sent")
 
     async def drain(self) -> None:
         """Wait while the other side reads too slowly."""

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import resource
 import socket
 import ssl
 import threading
@@ -26,9 +27,10 @@ from outpost_tools.hub.core import Event, Face, HubCore, Service
 from outpost_tools.hub.ignoring import IgnoringTls
 from outpost_tools.hub.line import CLOSE_PATIENCE_S, Close, Line
 from outpost_tools.hub.session import Session
-from outpost_tools.hub.store import Telemetry
+from outpost_tools.hub.store import KEEP_BYTES, Telemetry
 from outpost_tools.hub.throttle import Limits
 from outpost_tools.hub.tls import openssl_suites, server_context
+from outpost_tools.hub.words import in_words
 from outpost_tools.pki import DevCA, Kind
 
 __all__ = ["Chain", "Event", "Hub", "in_words", "openssl_suites", "server_context"]
@@ -40,6 +42,12 @@ HANDSHAKE_PATIENCE_S = 20
 CONNECT_PATIENCE_S = 20
 BACKLOG = 512
 EVENTS_KEPT = 10000
+# Of the latest telemetry as much is held in memory; all of it is on disk.
+TELEMETRY_HELD_BYTES = 16 << 20
+# Connections that have not said who they are; of more, the oldest goes.
+STRANGERS_MAX = 512
+CROWDED = "too many connections that have not said who they are"
+FILES_MAX = 65536
 
 CHAINS: dict[str, tuple[Kind, ...]] = {
     "rsa": ("rsa",),
@@ -60,6 +68,7 @@ class Hub:
     limits     rates above which the hub throttles; none unless given
     faces      other protocols on the same listener (DPS)
     services   what else lives as long as the hub does, in its loop (REST)
+    keep_bytes  how much telemetry is kept, where that of seven days is more
     """
 
     def __init__(
@@ -76,6 +85,7 @@ class Hub:
         limits: Limits | None = None,
         faces: Sequence[Face] = (),
         services: Sequence[Service] = (),
+        keep_bytes: int = KEEP_BYTES,
     ) -> None:
         if chain not in CHAINS:
             raise OutpostError(f"There is no chain {chain!r}: {', '.join(CHAINS)}.")
@@ -85,6 +95,7 @@ class Hub:
         self.names: tuple[str, ...] = tuple(dict.fromkeys([*own, "localhost", *names]))
         self.now_s = now_s
         self.telemetry: list[Telemetry] = []
+        self._held_bytes = 0
         self.events: list[Event] = []
         self._kinds = CHAINS[chain]
         self._context = context
@@ -93,8 +104,10 @@ class Hub:
         self._on_event = on_event
         self._changed = threading.Condition()
         self._limits, self._faces, self._services = limits, tuple(faces), tuple(services)
+        self._keep_bytes = keep_bytes
         self._device_context: SSL.Context | None = None
         self._lines: set[Line] = set()
+        self._strangers: dict[asyncio.Task[None], Line | None] = {}  # oldest first
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
@@ -112,9 +125,12 @@ class Hub:
             self._device_context = tls.device_context([(leaf.chain, leaf.key) for leaf in leaves])
             if self._ignore_record_size:
                 self._ignoring = IgnoringTls(leaves)
+        _more_files()
         listener = self._listen()
         try:
-            self.core = HubCore(self.data, self.names, self.now_s, self._heard, self._limits)
+            self.core = HubCore(
+                self.data, self.names, self.now_s, self._heard, self._limits, self._keep_bytes
+            )
         except BaseException:
             listener.close()
             raise
@@ -167,14 +183,23 @@ class Hub:
     def _heard(self, record: Event, message: Telemetry | None) -> None:
         with self._changed:
             if message is not None:
-                self.telemetry.append(message)
-                del self.telemetry[:-EVENTS_KEPT]
+                self._hold(message)
             else:
                 self.events.append(record)
                 del self.events[:-EVENTS_KEPT]
             self._changed.notify_all()
         if self._on_event is not None:
             self._on_event(record)
+
+    def _hold(self, message: Telemetry) -> None:
+        self.telemetry.append(message)
+        self._held_bytes += len(message.body)
+        drop = max(0, len(self.telemetry) - EVENTS_KEPT)
+        self._held_bytes -= sum(len(m.body) for m in self.telemetry[:drop])
+        while self._held_bytes > TELEMETRY_HELD_BYTES:
+            self._held_bytes -= len(self.telemetry[drop].body)
+            drop += 1
+        del self.telemetry[:drop]
 
     def _listen(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
@@ -254,13 +279,29 @@ class Hub:
             task = asyncio.create_task(self._serve(connection, f"{address[0]}:{address[1]}"))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+            self._strangers[task] = None
+            task.add_done_callback(lambda task: self._strangers.pop(task, None))
+            while len(self._strangers) > STRANGERS_MAX:
+                self._turn_away(next(iter(self._strangers)))
+            await asyncio.sleep(0)  # each begins before the next is taken
+
+    def _turn_away(self, task: "asyncio.Task[None]") -> None:
+        line = self._strangers.pop(task)
+        if line is None:
+            task.cancel()
+        else:
+            line.close(CROWDED)
 
     async def _serve(self, connection: socket.socket, peer: str) -> None:
+        task = asyncio.current_task()
+        assert task is not None
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             reader, writer, facts, certificates = await self._shake_hands(connection)
         except asyncio.CancelledError:
             connection.close()
+            if task not in self._strangers:  # it was turned away; else the hub stops
+                self.core.tell("tls-failed", device="", peer=peer, reason=CROWDED)
             return
         except Exception as why:
             connection.close()
@@ -269,14 +310,16 @@ class Hub:
             return
         line = Line(reader, writer, peer, facts, certificates)
         self._lines.add(line)
+        if task in self._strangers:
+            self._strangers[task] = line
         try:
-            await self._run(line)
+            await self._run(line, task)
         finally:
             self._lines.discard(line)
 
-    async def _run(self, line: Line) -> None:
+    async def _run(self, line: Line, task: "asyncio.Task[None]") -> None:
         """Serve a connection until it ends; always says why, once."""
-        work = asyncio.ensure_future(self._converse(line))
+        work = asyncio.ensure_future(self._converse(line, lambda: self._strangers.pop(task, None)))
         try:
             await asyncio.wait({work, line.ending}, return_when=asyncio.FIRST_COMPLETED)
             reason = line.ending.result() if line.ending.done() else _reason(work)
@@ -290,7 +333,8 @@ class Hub:
             self.core.tell("closed", device=line.device_id, peer=line.peer, reason=reason)
         await line.hang_up()
 
-    async def _converse(self, line: Line) -> str:
+    async def _converse(self, line: Line, known: Callable[[], object]) -> str:
+        """`known` is called once the client has said who it is."""
         try:
             async with asyncio.timeout(CONNECT_PATIENCE_S):
                 packet = await line.read(packets.CONNECT_MAX_BYTES)
@@ -303,6 +347,7 @@ class Hub:
         connect = await packets.decode_connect(packet)
         for face in self._faces:
             if face.claims(connect):
+                known()
                 return await face.serve(line, connect)
         try:
             if self.core.throttle.wait_s("connects"):
@@ -311,10 +356,10 @@ class Hub:
                 connect, self.core.registry, self.names, self.now_s(), line.certificates
             )
         except auth.Refusal as refusal:
-            known = refusal.code not in (auth.BAD_PROTOCOL, auth.BAD_IDENTIFIER)
+            named = refusal.code not in (auth.BAD_PROTOCOL, auth.BAD_IDENTIFIER)
             self.core.tell(
                 "refused",
-                device=connect.client_id if known else "",
+                device=connect.client_id if named else "",
                 peer=line.peer,
                 code=refusal.code,
                 reason=refusal.reason,
@@ -324,6 +369,7 @@ class Hub:
                 await line.drain()
             return ""
         line.device_id = admitted.device_id
+        known()
         return await Session(self.core, line, admitted).serve(connect)
 
     async def _shake_hands(self, connection: socket.socket) -> Connection:
@@ -350,6 +396,14 @@ class Hub:
         return reader, writer, {"tls": own.version(), "cipher": own.cipher()[0]}, []
 
 
+def _more_files() -> None:
+    """As many open files as the machine allows: 1,024 are few for devices and strangers."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, FILES_MAX)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def _reason(work: "asyncio.Future[str]") -> str:
     why = work.exception()
     if why is None:
@@ -364,46 +418,3 @@ def _reason(work: "asyncio.Future[str]") -> str:
         return "the connection broke"
     # A fault of ours must not take the hub along; its kind is enough to find it by.
     return f"a fault in the hub ({type(why).__name__})"
-
-
-def in_words(event: Event) -> str:
-    """One line for a person. Telemetry is the device's own text, its control characters shown."""
-    who = event.get("device") or event.get("peer") or ""
-    match event["event"]:
-        case "listening":
-            return f"listening on {event['host']}:{event['port']} as {', '.join(event['names'])}"
-        case "connected":
-            return f"{who} connected with {event['tls']} {event['cipher']}"
-        case "refused":
-            return f"{who} refused with CONNACK {event['code']}: {event['reason']}"
-        case "tls-failed":
-            return f"{who} TLS handshake failed: {event['reason']}"
-        case "telemetry":
-            body = "".join(c if c.isprintable() else repr(c)[1:-1] for c in event["body"])
-            again = " (again)" if event["dup"] else ""
-            return f"{who} sent{again} {body}"
-        case "command-queued":
-            return f"{who} has the command {event['message_id']} waiting"
-        case "command-sent":
-            return f"{who} was sent the command {event['message_id']} (try {event['deliveries']})"
-        case "command-completed":
-            return f"{who} acknowledged the command {event['message_id']}"
-        case "command-dead":
-            return f"{who} will not get the command {event['message_id']}: {event['state']}"
-        case "twin-desired":
-            return f"{who} is to have desired properties of version {event['version']}"
-        case "twin-reported":
-            return f"{who} reported properties, version {event['version']}"
-        case "method":
-            how = f"with {event['status']}" if event["status"] is not None else "nothing"
-            return f"{who} answered the method {event['name']} {how}"
-        case "rest-listening":
-            return f"services are answered on https://{event['host']}:{event['port']}"
-        case "rest-fault":
-            return f"a service's request failed: {event['reason']}"
-        case "provisioned":
-            return f"{who} was provisioned: {event['reason']}"
-        case "not-provisioned":
-            return f"{who} was not provisioned: {event['reason']}"
-        case _:
-            return f"{who} closed: {event['reason']}"

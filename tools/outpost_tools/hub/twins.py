@@ -9,6 +9,7 @@ import base64
 import copy
 import datetime as dt
 import json
+import math
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -73,13 +74,19 @@ def iso(at_s: float) -> str:
 def parse_json(body: bytes | str) -> Any:
     """JSON in the strict sense; ArgumentInvalid for anything else, bombs included."""
     try:
-        return json.loads(body, parse_constant=_no_constant)
+        return json.loads(body, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError):
         raise faults.ArgumentInvalid("It is not JSON.") from None
 
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    if math.isinf(number := float(text)):  # 1e999 would be written again as Infinity
+        raise ValueError("a number is beyond all floats")
+    return number
 
 
 def compact(value: Any) -> bytes:
@@ -294,8 +301,11 @@ def _check_value(value: Any, depth: int, where: str) -> None:
         if len(value.encode(errors="replace")) > limits.TWIN_TEXT_MAX_BYTES:
             raise faults.ArgumentInvalid(f"A text in the {where} is longer than 4 KB.")
         _check_characters(value, where)
-    elif isinstance(value, bool | float):
+    elif isinstance(value, bool):
         pass
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise faults.ArgumentInvalid(f"A number in the {where} is out of range.")
     elif isinstance(value, int):
         if not limits.TWIN_INTEGER_MIN <= value <= limits.TWIN_INTEGER_MAX:
             raise faults.ArgumentInvalid(f"A number in the {where} is out of range.")
