@@ -1,6 +1,7 @@
 """Devices that mean harm, and a disk that cannot keep up: the hub lives, holds little, says why."""
 
 import asyncio
+import contextlib
 import json
 import socket
 import sqlite3
@@ -12,7 +13,7 @@ import time
 import pytest
 from hubs import eventually
 from outpost_tools.errors import OutpostError
-from outpost_tools.hub import Hub, session
+from outpost_tools.hub import Hub, faults, news, session
 from outpost_tools.hub import line as lines
 from outpost_tools.hub import server as servers
 from outpost_tools.hub.store import Telemetry, TelemetryStore
@@ -224,7 +225,7 @@ def test_what_waits_for_the_disk_is_bounded_and_none_of_it_is_lost(world, monkey
                 target=lambda: [raw.send(publish(EVENTS, b"x" * 100_000, n)) for n in range(1, 151)]
             )
             sending.start()
-            (one,) = [s for s in world.core._sessions.values()]
+            (one,) = [s for s in world.core.presence.sessions.values()]
             assert eventually(lambda: one._unstored_bytes == 300_000)
             time.sleep(0.2)
             assert one._unstored_bytes == 300_000 and sending.is_alive()
@@ -263,6 +264,26 @@ def test_a_full_disk_acknowledges_nothing_and_with_room_again_all_goes_on(world)
     assert [len(m.body) for m in world.hub.telemetry] == [50_000]
 
 
+def test_a_full_disk_is_answered_with_503_and_what_was_there_stays(world):
+    world.call(world.core.twin_patch("pump-7", desired={"a": 1}))
+    for part in (world.core.twins, world.core.commands):
+        pages = part._db.execute("PRAGMA page_count").fetchone()[0]
+        part._db.execute(f"PRAGMA max_page_count = {pages}")
+    large = {f"k{n}": "x" * 4000 for n in range(7)}
+    with RawSession(world) as raw:
+        raw.subscribe("$iothub/twin/res/#")
+        raw.send(publish(REPORTED + b"1", json.dumps(large).encode()))
+        assert raw.next_publish().topic == "$iothub/twin/res/503/?$rid=1"
+        raw.ping()
+        with pytest.raises(faults.Unavailable, match="full"):
+            world.call(world.core.twin_patch("pump-7", desired=large))
+        with pytest.raises(faults.Unavailable, match="full"):
+            for _ in range(9):
+                world.call(world.core.send_command("pump-7", b"x" * 60000))
+    twin = world.call(world.core.twin_get("pump-7"))
+    assert (twin.desired, twin.reported) == ({"a": 1}, {})
+
+
 def test_a_session_that_cannot_be_kept_is_answered_with_code_3(world):
     def fail(*_):
         raise sqlite3.OperationalError("database or disk is full")
@@ -271,7 +292,7 @@ def test_a_session_that_cannot_be_kept_is_answered_with_code_3(world):
     client = world.client(clean=False, wait=False)
     assert eventually(lambda: client.codes) == [3]
     end(client)
-    assert "is the disk full?" in world.event("closed")["reason"]
+    assert "cannot use its disk" in world.event("closed")["reason"]
 
 
 def test_a_message_that_cannot_be_written_does_not_stop_the_writer(tmp_path):
@@ -406,3 +427,49 @@ def test_twin_bombs_change_nothing_and_are_answered_400_or_413(shared):
             status = raw.next_publish().topic.split("/")[3]
             assert status in ("400", "413"), (number, status)
     assert shared.call(shared.core.twin_get("pump-7")) == before
+
+
+def test_who_watches_too_slowly_loses_the_oldest_and_the_hub_no_memory(world, monkeypatch):
+    monkeypatch.setattr(news, "WAITING_MAX_BYTES", 300_000)
+
+    async def watch():
+        async with world.core.events() as reader:
+            await asyncio.to_thread(send)
+            found = []
+            with contextlib.suppress(IndexError):
+                while True:
+                    found.append(reader.get_nowait())
+            return found
+
+    def send():
+        with RawSession(world) as raw:
+            for number in range(1, 11):
+                raw.send(publish(EVENTS, b"x" * 100_000, number))
+                assert raw.read()[0] == 0x40
+
+    numbers = [e["number"] for e in world.call(watch()) if e["event"] == "telemetry"]
+    assert numbers == [8, 9, 10]
+
+
+def test_a_program_that_holds_the_registrys_file_does_not_stop_the_hub(world):
+    with RawSession(world) as raw, sqlite3.connect(world.data / "registry.db") as other:
+        other.execute("BEGIN IMMEDIATE")
+        world.core.presence.heard(next(iter(world.core.presence.sessions.values())))
+        saving = threading.Thread(target=lambda: world.core._disk.submit(world.core.presence.save))
+        saving.start()
+        removing = threading.Thread(target=lambda: world.core.registry.remove("pump-7"))
+        removing.start()
+        time.sleep(0.3)
+        began = time.monotonic()
+        assert world.core.statistics()["totalDeviceCount"] == 1
+        stranger = world.client(password="SharedAccessSignature sr=a&sig=YQ%3D%3D&se=1", wait=False)
+        assert eventually(lambda: stranger.codes) == [5]
+        raw.ping()
+        raw.send(publish(EVENTS, b"still", 1))
+        assert raw.read() == (0x40, b"\0\1")
+        assert time.monotonic() - began < 5
+        end(stranger)
+        other.rollback()
+        removing.join()
+        assert world.hub.wait_until(lambda: world.count("closed"), 2)
+    assert world.event("closed")["reason"] == "the device was removed"

@@ -420,6 +420,7 @@ class RestServer:
             {
                 "waiting": [command.as_json() for command in waiting],
                 "dead": [command.as_json() for command in dead],
+                "feedback": await self.core.commands_feedback(device_id),
             }
         )
 

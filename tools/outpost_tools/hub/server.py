@@ -8,9 +8,6 @@ its password.
 
 import asyncio
 import contextlib
-import errno
-import os
-import resource
 import socket
 import ssl
 import threading
@@ -22,10 +19,11 @@ from typing import Literal
 from OpenSSL import SSL
 
 from outpost_tools.errors import OutpostError
-from outpost_tools.hub import auth, packets, tls
+from outpost_tools.hub import auth, faults, packets, tls
 from outpost_tools.hub.core import Event, Face, HubCore, Service
 from outpost_tools.hub.ignoring import IgnoringTls
 from outpost_tools.hub.line import CLOSE_PATIENCE_S, Close, Line
+from outpost_tools.hub.listening import listen, more_files
 from outpost_tools.hub.session import Session
 from outpost_tools.hub.store import KEEP_BYTES, Telemetry
 from outpost_tools.hub.throttle import Limits
@@ -40,14 +38,12 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter, dict[str, str], l
 
 HANDSHAKE_PATIENCE_S = 20
 CONNECT_PATIENCE_S = 20
-BACKLOG = 512
 EVENTS_KEPT = 10000
 # Of the latest telemetry as much is held in memory; all of it is on disk.
 TELEMETRY_HELD_BYTES = 16 << 20
 # Connections that have not said who they are; of more, the oldest goes.
 STRANGERS_MAX = 512
 CROWDED = "too many connections that have not said who they are"
-FILES_MAX = 65536
 
 CHAINS: dict[str, tuple[Kind, ...]] = {
     "rsa": ("rsa",),
@@ -125,8 +121,9 @@ class Hub:
             self._device_context = tls.device_context([(leaf.chain, leaf.key) for leaf in leaves])
             if self._ignore_record_size:
                 self._ignoring = IgnoringTls(leaves)
-        _more_files()
-        listener = self._listen()
+        more_files()
+        listener = listen(self.host, self.port)
+        self.port = listener.getsockname()[1]
         try:
             self.core = HubCore(
                 self.data, self.names, self.now_s, self._heard, self._limits, self._keep_bytes
@@ -200,32 +197,6 @@ class Hub:
             self._held_bytes -= len(self.telemetry[drop].body)
             drop += 1
         del self.telemetry[:drop]
-
-    def _listen(self) -> socket.socket:
-        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((self.host, self.port))
-            listener.listen(BACKLOG)
-        except (OSError, OverflowError) as why:
-            listener.close()
-            raise OutpostError(self._cannot_listen(why)) from None
-        listener.setblocking(False)
-        self.port = listener.getsockname()[1]
-        return listener
-
-    def _cannot_listen(self, why: Exception) -> str:
-        where = f"Port {self.port} on {self.host or 'every address'}"
-        code = why.errno if isinstance(why, OSError) else None
-        if code == errno.EADDRINUSE:
-            return f"{where} is in use by another program: stop it, or give another --port."
-        if code == errno.EACCES:
-            return f"{where} needs more rights than you have: give a --port above 1023."
-        if code == errno.EADDRNOTAVAIL or isinstance(why, socket.gaierror):
-            return f"{self.host} is no address of this machine: give another --host."
-        text = os.strerror(code) if code and code > 0 else str(why)
-        return f"{where} cannot be listened on ({text}): give another --host or --port."
 
     async def _main(self, listener: socket.socket, ready: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()
@@ -396,19 +367,11 @@ class Hub:
         return reader, writer, {"tls": own.version(), "cipher": own.cipher()[0]}, []
 
 
-def _more_files() -> None:
-    """As many open files as the machine allows: 1,024 are few for devices and strangers."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, FILES_MAX)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-
-
 def _reason(work: "asyncio.Future[str]") -> str:
     why = work.exception()
     if why is None:
         return work.result()
-    if isinstance(why, Close):
+    if isinstance(why, Close | faults.ServiceError):
         return str(why)
     if isinstance(why, packets.Malformed):
         return f"malformed: {why}"

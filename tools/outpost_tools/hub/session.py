@@ -10,7 +10,6 @@ import collections
 import datetime as dt
 import itertools
 import re
-import sqlite3
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -108,9 +107,9 @@ class Session:
             kept = await self.core.on_disk(
                 self.core.subscriptions.begin, self.device_id, connect.clean_session
             )
-        except sqlite3.Error:
+        except faults.Unavailable:
             self.line.write(packets.connack(auth.UNAVAILABLE))
-            raise Close("its session could not be kept: is the disk full?") from None
+            raise
         self.subscriptions = {f: q for f, q in (kept or {}).items() if f in self._filters}
         timer = None
         if self.admitted.expires_s is not None:
@@ -142,7 +141,7 @@ class Session:
             packet = await self.line.read()
             if packet is None:
                 return "the device closed the connection without DISCONNECT"
-            self.core.heard(self)
+            self.core.presence.heard(self)
             if packet.type == DISCONNECT:
                 if packet.body:
                     raise packets.Malformed("DISCONNECT has a body")

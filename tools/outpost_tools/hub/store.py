@@ -44,7 +44,6 @@ PROPERTIES, BODY = 5, 6  # among the columns
 BATCH = 1000
 BATCH_BYTES = 16 << 20
 KEEP_BYTES = 1 << 30
-KEEP_BYTES_MIN = 1 << 20
 FORGET_EVERY_S = 60.0
 # A reading ends with the message that reaches this; the next one goes on after it.
 READ_MAX_BYTES = 4 << 20

@@ -10,7 +10,6 @@ import copy
 import datetime as dt
 import json
 import math
-import sqlite3
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from outpost_tools.hub import faults, limits
-from outpost_tools.hub.commands import Transaction
+from outpost_tools.hub.commands import Transaction, open_table
 
 Json = dict[str, Any]
 # device id, what is new in its desired properties (null: gone), their version
@@ -101,10 +100,7 @@ class TwinStore:
     ) -> None:
         self.now_s, self.on_desired = now_s, on_desired
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(
-            Path(data) / "registry.db", timeout=10, isolation_level=None, check_same_thread=False
-        )
-        self._db.execute("PRAGMA synchronous=FULL")
+        self._db = open_table(data)
 
     def get(self, device_id: str) -> Twin:
         with self._lock:
@@ -124,9 +120,8 @@ class TwinStore:
         desired: Json | None = None,
         if_match: str | None = None,
         whole: bool = False,
-        parts: tuple[str, ...] = ("tags", "desired"),
     ) -> Twin:
-        """The service's side: merge, or with `whole` put in the place of those `parts`."""
+        """The service's side: merge, or with `whole` put in the place of what is there."""
         tags = None if tags is None else check(_plain(tags), "tags")
         desired = None if desired is None else check(_plain(desired), "desired")
         with self._lock:
@@ -138,11 +133,11 @@ class TwinStore:
                     )
                 changed: Json = {"etag": _next_etag(old.etag), "version": old.version + 1}
                 news: Json | None = None
-                if "tags" in parts and (whole or tags is not None):
+                if whole or tags is not None:
                     base = {} if whole else copy.deepcopy(old.tags)
                     changed["tags"] = _merge(base, tags or {})
                     _check_size(changed["tags"], "tags", limits.TWIN_TAGS_MAX_BYTES)
-                if "desired" in parts and (whole or desired is not None):
+                if whole or desired is not None:
                     news = desired or {}
                     if whole:
                         news = {**dict.fromkeys(old.desired.keys() - news.keys()), **news}
