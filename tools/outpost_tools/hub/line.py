@@ -6,7 +6,7 @@ why, and the first reason given is the one that is logged.
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from outpost_tools import agreed
 from outpost_tools.hub import packets
@@ -25,6 +25,7 @@ class Line:
     """tls           "tls": version, "cipher"
     certificates  what the client showed in the handshake, leaf first, as DER
     device_id     whose it is, once that is known
+    on_known      called when it is
     """
 
     def __init__(
@@ -38,9 +39,16 @@ class Line:
         self.reader, self.writer = reader, writer
         self.peer, self.tls, self.certificates = peer, tls, list(certificates)
         self.device_id = ""
+        self.on_known: Callable[[], None] | None = None
         self.ending: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._silence_s: float | None = None
         self._turn = 0
+
+    def belongs_to(self, device_id: str) -> None:
+        """Who it is has been shown."""
+        self.device_id = device_id
+        if self.on_known is not None:
+            self.on_known()
 
     def keep_alive(self, keep_alive_s: int) -> None:
         """From now on silence for one and a half times that long ends the connection."""

@@ -20,6 +20,7 @@ from OpenSSL import SSL
 
 from outpost_tools.errors import OutpostError
 from outpost_tools.hub import auth, faults, packets, tls
+from outpost_tools.hub.chains import Chains
 from outpost_tools.hub.core import Event, Face, HubCore, Service
 from outpost_tools.hub.ignoring import IgnoringTls
 from outpost_tools.hub.line import CLOSE_PATIENCE_S, Close, Line
@@ -103,6 +104,7 @@ class Hub:
         self._keep_bytes = keep_bytes
         self._device_context: SSL.Context | None = None
         self._lines: set[Line] = set()
+        self._chains = Chains()
         self._strangers: dict[asyncio.Task[None], Line | None] = {}  # oldest first
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -279,18 +281,23 @@ class Hub:
             reason = tls.failure(why, HANDSHAKE_PATIENCE_S)
             self.core.tell("tls-failed", device="", peer=peer, reason=reason)
             return
-        line = Line(reader, writer, peer, facts, certificates)
+        line = Line(reader, writer, peer, facts, self._chains.whole(certificates))
+        line.on_known = lambda: self._known(line, task)
         self._lines.add(line)
         if task in self._strangers:
             self._strangers[task] = line
         try:
-            await self._run(line, task)
+            await self._run(line)
         finally:
             self._lines.discard(line)
 
-    async def _run(self, line: Line, task: "asyncio.Task[None]") -> None:
+    def _known(self, line: Line, task: "asyncio.Task[None]") -> None:
+        self._strangers.pop(task, None)
+        self._chains.remember(line.certificates)
+
+    async def _run(self, line: Line) -> None:
         """Serve a connection until it ends; always says why, once."""
-        work = asyncio.ensure_future(self._converse(line, lambda: self._strangers.pop(task, None)))
+        work = asyncio.ensure_future(self._converse(line))
         try:
             await asyncio.wait({work, line.ending}, return_when=asyncio.FIRST_COMPLETED)
             reason = line.ending.result() if line.ending.done() else _reason(work)
@@ -304,8 +311,7 @@ class Hub:
             self.core.tell("closed", device=line.device_id, peer=line.peer, reason=reason)
         await line.hang_up()
 
-    async def _converse(self, line: Line, known: Callable[[], object]) -> str:
-        """`known` is called once the client has said who it is."""
+    async def _converse(self, line: Line) -> str:
         try:
             async with asyncio.timeout(CONNECT_PATIENCE_S):
                 packet = await line.read(packets.CONNECT_MAX_BYTES)
@@ -318,7 +324,6 @@ class Hub:
         connect = await packets.decode_connect(packet)
         for face in self._faces:
             if face.claims(connect):
-                known()
                 return await face.serve(line, connect)
         try:
             if self.core.throttle.wait_s("connects"):
@@ -339,8 +344,7 @@ class Hub:
             async with asyncio.timeout(CLOSE_PATIENCE_S):
                 await line.drain()
             return ""
-        line.device_id = admitted.device_id
-        known()
+        line.belongs_to(admitted.device_id)
         return await Session(self.core, line, admitted).serve(connect)
 
     async def _shake_hands(self, connection: socket.socket) -> Connection:
