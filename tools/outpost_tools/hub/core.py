@@ -200,7 +200,7 @@ class HubCore:
         body = request_body(name, payload)
         self.device(device_id)
         self.throttle.check("methods")
-        session = await self._ready_for_methods(device_id, connect_timeout_s)
+        session = await self.methods.ready(self.presence.sessions, device_id, connect_timeout_s)
         try:
             status, answer = await self.methods.call(session, name, body, response_timeout_s)
         except faults.ServiceError as why:
@@ -387,17 +387,6 @@ class HubCore:
         session = self.presence.sessions.get(device_id)
         if session is not None:
             session.send_desired(patch, version)
-
-    async def _ready_for_methods(self, device_id: str, connect_timeout_s: float) -> "Session":
-        end = time.monotonic() + connect_timeout_s
-        while True:
-            session = self.presence.sessions.get(device_id)
-            if session is not None and session.takes_methods:
-                return session
-            left_s = end - time.monotonic()
-            if left_s <= 0:
-                raise faults.DeviceNotOnline(f"The device {device_id!r} is not online.")
-            await self.methods.wait_for(device_id, left_s)
 
     async def _sweep(self) -> None:
         """Bury what expires while nobody asks for it; keep when devices were active."""

@@ -3,9 +3,7 @@
 It owns the sentences and nothing else; an event's form is that of `HubCore.events`.
 """
 
-from typing import Any
-
-Event = dict[str, Any]
+from outpost_tools.hub.news import Event
 
 
 def in_words(event: Event) -> str:
