@@ -8,8 +8,10 @@ is_number, is_string, is_object, startswith, endswith, contains. It owns no stat
 compiled once and then run over twins in their JSON form.
 """
 
+import contextlib
+import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,12 +152,17 @@ def _total(item: Item, members: list[Json]) -> Json:
     if item.aggregate == "COUNT":
         return sum(1 for member in members if item.of(member) is not UNDEFINED)
     values = [value for m in members if _kind(value := item.of(m)) == "number"]
-    if item.aggregate == "SUM":
-        return sum(values)
+    if item.aggregate in ("SUM", "AVG"):
+        if not values:
+            return 0 if item.aggregate == "SUM" else None
+        try:
+            total = sum(values)
+            found = total if item.aggregate == "SUM" else total / len(values)
+            return found if math.isfinite(found) else None
+        except OverflowError:  # a whole number that no float holds
+            return None
     if not values:
         return None
-    if item.aggregate == "AVG":
-        return sum(values) / len(values)
     return min(values) if item.aggregate == "MIN" else max(values)
 
 
@@ -313,10 +320,7 @@ class _Parser:
         return parts[0] if len(parts) == 1 else lambda t: all(p(t) is True for p in parts)
 
     def _not(self) -> Expression:
-        self._depth += 1
-        if self._depth > DEPTH_MAX:
-            raise ArgumentInvalid(f"The query is nested more than {DEPTH_MAX} deep.")
-        try:
+        with self._deeper():
             if self._take("NOT"):
                 inner = self._not()
                 return lambda t: inner(t) is not True
@@ -325,8 +329,6 @@ class _Parser:
                 self._need(")")
                 return inner
             return self._comparison()
-        finally:
-            self._depth -= 1
 
     def _comparison(self) -> Expression:
         left = self._operand()
@@ -349,10 +351,21 @@ class _Parser:
                 return among
         return left
 
+    @contextlib.contextmanager
+    def _deeper(self) -> Iterator[None]:
+        self._depth += 1
+        if self._depth > DEPTH_MAX:
+            raise ArgumentInvalid(f"The query is nested more than {DEPTH_MAX} deep.")
+        try:
+            yield
+        finally:
+            self._depth -= 1
+
     def _operand(self) -> Expression:
         kind, value = self._peek()
         if kind == "name" and self._peek(1) == ("sign", "("):
-            return self._function()
+            with self._deeper():
+                return self._function()
         if kind == "name":
             return self._path()[0]
         return self._literal()

@@ -9,6 +9,7 @@ import base64
 import copy
 import datetime as dt
 import json
+import math
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -73,9 +74,16 @@ def iso(at_s: float) -> str:
 def parse_json(body: bytes | str) -> Any:
     """JSON in the strict sense; ArgumentInvalid for anything else, bombs included."""
     try:
-        return json.loads(body, parse_constant=_no_constant)
+        return json.loads(body, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError):
         raise faults.ArgumentInvalid("It is not JSON.") from None
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError("a number that is none to most readers")
+    return number
 
 
 def _no_constant(name: str) -> NoReturn:
