@@ -71,6 +71,8 @@ class WebHook:
 
     def __init__(self):
         self.asked, self.status, self.answer = [], 200, {}
+        self.thinks = threading.Event()  # answers once this is set
+        self.thinks.set()
         hook = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -78,6 +80,7 @@ class WebHook:
                 length = int(self.headers["Content-Length"])
                 hook.asked.append(json.loads(self.rfile.read(length)))
                 body = hook.answer if isinstance(hook.answer, bytes) else json.dumps(hook.answer)
+                hook.thinks.wait(4)
                 self.send_response(hook.status)
                 self.end_headers()
                 self.wfile.write(body if isinstance(body, bytes) else body.encode())

@@ -30,6 +30,7 @@ from outpost_tools.paths import private_dir
 from outpost_tools.registry import check_device_id, check_key, new_key
 
 REGISTRATION_ID_PATTERN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:-]{0,126}[A-Za-z0-9-])?")
+REGISTRATION_ID_MAX = 128
 ALLOCATIONS = ("hashed", "geoLatency", "static", "custom")
 ATTESTATIONS = ("symmetricKey", "x509")
 DEFAULT_ALLOCATION = "hashed"
@@ -188,7 +189,10 @@ def derive_key(group_key: str, registration_id: str) -> str:
 
 
 def check_registration_id(registration_id: str, what: str = "registration id") -> str:
-    if not (len(registration_id) <= 128 and REGISTRATION_ID_PATTERN.fullmatch(registration_id)):
+    if not (
+        len(registration_id) <= REGISTRATION_ID_MAX
+        and REGISTRATION_ID_PATTERN.fullmatch(registration_id)
+    ):
         raise OutpostError(
             f"{registration_id[:140]!r} cannot be a {what}: 1 to 128 letters, digits and - . _ :, "
             "beginning with a letter or digit and ending with one or with -."
@@ -427,6 +431,20 @@ class Enrolments:
             what = "enrolment group" if group else "enrolment"
             raise OutpostError(f"There is no {what} {name!r} in {self.path}.")
         return found
+
+    def still(self, enrolment: Enrolment, registration_id: str) -> Enrolment | None:
+        """The enrolment as it stands now, for a device that has shown itself by it before.
+
+        None where it is gone or asks for another key or certificate. A device of a group that has
+        an enrolment of its own by now is not of the group: where that one is disabled it is given.
+        """
+        own = self.find(registration_id) if enrolment.is_group else None
+        if own is not None:
+            return None if own.enabled else own
+        present = self.find(enrolment.name, enrolment.is_group)
+        if present is None or present.document["attestation"] != enrolment.document["attestation"]:
+            return None
+        return present
 
     def all(self, group: bool | None = None) -> list[Enrolment]:
         """Every enrolment: individual ones, then groups; or those of one sort."""

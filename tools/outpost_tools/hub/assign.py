@@ -30,6 +30,7 @@ CUSTOM_FAILED = 400207
 CUSTOM_NO_HUB = 400208
 NO_HUB = 404212
 BAD_REQUEST = 400004
+CHANGED = 401002
 
 
 class Impossible(Exception):
@@ -38,6 +39,10 @@ class Impossible(Exception):
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class Disabled(Exception):
+    """The enrolment assigns nobody now."""
 
 
 @dataclass(frozen=True)
@@ -177,10 +182,14 @@ async def _ask_webhook(order: Order, hubs: list[LinkedHub], twin: dict[str, Any]
                 raise Impossible(
                     CUSTOM_FAILED, f"The custom allocation answered with HTTP {response.status}."
                 )
-            body = await response.content.read(WEBHOOK_MAX_BYTES + 1)
+            body = bytearray()
+            async for piece in response.content.iter_any():
+                body += piece
+                if len(body) > WEBHOOK_MAX_BYTES:
+                    break
         if len(body) > WEBHOOK_MAX_BYTES:
             raise Impossible(CUSTOM_FAILED, "The custom allocation's answer is too long.")
-        answer = _object(body)
+        answer = _object(bytes(body))
     except (aiohttp.ClientError, TimeoutError, OSError):
         raise Impossible(CUSTOM_FAILED, "The custom allocation cannot be reached.") from None
     host = answer.get("iotHubHostName")
@@ -213,6 +222,7 @@ def _settle(
     request: tuple[Any, int] | None,
 ) -> tuple[Registration, dict[str, Any]]:
     """What is written, in its order. It runs in a thread of its own: files are waited for."""
+    _still_enrolled(enrolments, order)
     extra: dict[str, Any] = {}
     authority = None
     if request is not None:
@@ -246,6 +256,15 @@ def _settle(
         choice.payload,
     )
     return registration, extra
+
+
+def _still_enrolled(enrolments: Enrolments, order: Order) -> None:
+    """The web hook and the device's earlier registrations took their time."""
+    present = enrolments.still(order.enrolment, order.registration_id)
+    if present is None:
+        raise Impossible(CHANGED, "The enrolment was changed meanwhile: connect again.")
+    if not present.enabled:
+        raise Disabled("the enrolment was disabled meanwhile")
 
 
 def _leave(
