@@ -21,7 +21,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from dpsclient import Client
 from hubs import MQTT_PORT, eventually, loopback, roots_file
-from outpost_tools.enrolments import derive_key
+from outpost_tools.enrolment import derive_key
 from outpost_tools.hub import Hub
 from outpost_tools.hub.dps import CSR_SINCE, Dps
 from outpost_tools.registry import Registry, new_key

@@ -18,7 +18,7 @@ from hubs import eventually
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from outpost_tools import sas
-from outpost_tools.enrolments import derive_key
+from outpost_tools.enrolment import derive_key
 from outpost_tools.errors import OutpostError
 from outpost_tools.hub.dps import CSR_SINCE, Dps
 from outpost_tools.hub.twins import TwinStore

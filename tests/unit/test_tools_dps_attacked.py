@@ -14,7 +14,7 @@ from cryptography.x509.oid import NameOID
 from dpsclient import REGISTER, STATUS
 from dpsworld import WebHook, World
 from hubs import eventually
-from outpost_tools.enrolments import derive_key
+from outpost_tools.enrolment import derive_key
 from outpost_tools.hub.dps import CSR_SINCE
 from outpost_tools.registry import Registry
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
-from outpost_tools.enrolments import Enrolment, Enrolments, LinkedHub, Registration
+from outpost_tools.enrolment import Enrolment, Registration
+from outpost_tools.enrolments import Enrolments, LinkedHub
 from outpost_tools.errors import OutpostError
 from outpost_tools.hub import attest, faults, issuing
 from outpost_tools.hub.twins import TwinStore, check, parse_json

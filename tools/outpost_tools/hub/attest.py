@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import crypto
 
-from outpost_tools.enrolments import Enrolment
+from outpost_tools.enrolment import Enrolment
 
 CHAIN_MAX = 8
 TOO_EARLY = "its certificate, or one above it, is not valid yet"

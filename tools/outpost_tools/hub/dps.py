@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from outpost_tools.enrolments import REGISTRATION_ID_MAX, Enrolment, Enrolments, Registration, utc
+from outpost_tools.enrolment import REGISTRATION_ID_MAX, Enrolment, Registration, utc
+from outpost_tools.enrolments import Enrolments
 from outpost_tools.hub import assign, auth, faults, packets
 from outpost_tools.hub.dps_conversation import Conversation, Failed
 from outpost_tools.hub.dps_who import Who, admit, split_user_name

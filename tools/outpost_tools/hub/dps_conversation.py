@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from amqtt.mqtt.packet import DISCONNECT, PINGREQ, PUBLISH, SUBSCRIBE, UNSUBSCRIBE
 
-from outpost_tools.enrolments import utc
+from outpost_tools.enrolment import utc
 from outpost_tools.hub import packets
 from outpost_tools.hub.line import Close
 

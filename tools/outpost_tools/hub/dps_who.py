@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
 from outpost_tools import sas
-from outpost_tools.enrolments import (
+from outpost_tools.enrolment import (
     REGISTRATION_ID_MAX,
     REGISTRATION_ID_PATTERN,
     Enrolment,
-    Enrolments,
     derive_key,
 )
+from outpost_tools.enrolments import Enrolments
 from outpost_tools.hub import attest, auth, packets
 
 
