@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
+from hubs import eventually
 from operatorworld import PROGRAM, World, outpost
 from outpost_tools.bulk import LINE_MAX_CHARS
 from outpost_tools.registry import Registry
@@ -44,6 +45,7 @@ def test_watching_a_device_that_is_not_there_says_so_and_ends(world):
 def test_ctrl_c_ends_a_watch_that_has_no_terminal_without_a_word_of_complaint(world):
     outpost("device", "new", "pump-7")
     watch = watching("--json")
+    assert eventually(lambda: world.hub.core._subscribers)
     world.device()
     assert json.loads(watch.stdout.readline())["event"] == "connected"
     watch.send_signal(signal.SIGINT)
@@ -53,6 +55,7 @@ def test_ctrl_c_ends_a_watch_that_has_no_terminal_without_a_word_of_complaint(wo
 def test_a_hub_that_ends_under_a_watch_ends_it_with_a_sentence(world):
     outpost("device", "new", "pump-7")
     watch = watching("--json")
+    assert eventually(lambda: world.hub.core._subscribers)
     world.device()
     assert watch.stdout.readline()
     world.hub.stop()

@@ -1,9 +1,8 @@
 """Enrolments: who may provision itself, and to which hub.
 
 It owns one SQLite file, `enrolments.db` in the data folder: individual enrolments and groups in the
-JSON form of Azure's provisioning service, the hubs that devices can be sent to, what became of each
-registration, and the id scope. A change is on disk before the call returns. The form of an enrolment is
-`enrolment`'s.
+JSON form of Azure's provisioning service (`enrolment`), the hubs that devices can be sent to, what
+became of each registration, and the id scope. A change is on disk before the call returns.
 """
 
 import contextlib
