@@ -178,14 +178,14 @@ def test_functions_in_functions_are_counted_too(world):
     ],
 )
 def test_a_long_query_is_read_in_no_time(text):
-    began = time.monotonic()
+    began = time.thread_time()
     try:
         query = compile_query(text)
     except Exception as why:
         assert type(why).__name__ == "ArgumentInvalid"
     else:
         query.run([{"tags": {"a": 2}}] * 10)
-    assert time.monotonic() - began < 0.5
+    assert time.thread_time() - began < 0.5
 
 
 def test_large_sums_are_numbers_or_nothing(world):
@@ -196,6 +196,36 @@ def test_large_sums_are_numbers_or_nothing(world):
         "POST", "/devices/query", {"query": "SELECT SUM(tags.sum) AS s FROM devices"}
     )
     assert answer.status_code == 200 and "Infinity" not in answer.text
+
+
+def test_a_fleet_is_listed_page_by_page_without_beginning_again(world, monkeypatch):
+    for at in range(0, 300, 100):
+        entries = [{"id": f"fleet-{n:03}", "tags": {"fleet": 1}} for n in range(at, at + 100)]
+        assert world.ask("POST", "/devices", entries).status_code == 200
+    shown = []
+    real = world.rest._twin_json
+    monkeypatch.setattr(world.rest, "_twin_json", lambda d, t: shown.append(d) or real(d, t))
+    total = len(world.core.registry.devices())
+    found, token = [], None
+    for query, wanted in [
+        ("SELECT * FROM devices WHERE tags.fleet = 1", 300),
+        ("SELECT TOP 130 deviceId FROM devices WHERE tags.fleet = 1", 130),
+    ]:
+        found, shown[:] = [], []
+        while True:
+            headers = {
+                "x-ms-max-item-count": "50",
+                **({"x-ms-continuation": token} if token else {}),
+            }
+            page = world.ask("POST", "/devices/query", {"query": query}, headers=headers)
+            found += [row["deviceId"] for row in page.json()]
+            if len(found) == 50:  # what goes meanwhile neither shifts a page nor shows twice
+                world.ask("DELETE", "/devices/fleet-299")
+            token = page.headers.get("x-ms-continuation")
+            if token is None:
+                break
+        assert found == sorted(set(found)) and len(found) in (wanted, wanted - 1)
+        assert len(shown) <= total + 10
 
 
 # Bulk

@@ -80,18 +80,20 @@ def moment(text: str | None) -> float | None:
     return at_s
 
 
-def continuation(text: str | None) -> int:
-    """Where a query's next page begins."""
+def continuation(text: str | None) -> tuple[int, str]:
+    """Where a query's next page begins: how many rows were given, and the last one's device."""
     if not text:
-        return 0
+        return 0, ""
     try:
-        start = json.loads(base64.b64decode(text, validate=True))["start"]
+        held = json.loads(base64.b64decode(text, validate=True))
+        start, after = held["start"], held["after"]
     except (ValueError, binascii.Error, KeyError, TypeError, RecursionError):
-        start = None
-    if isinstance(start, bool) or not isinstance(start, int) or start < 0:
+        start, after = None, None
+    good = isinstance(start, int) and not isinstance(start, bool) and start >= 0
+    if not (good and isinstance(after, str)):
         raise faults.ArgumentInvalid("The continuation token is not one of this hub's.")
-    return start
+    return start, after
 
 
-def continuing(start: int) -> str:
-    return base64.b64encode(json.dumps({"start": start}).encode()).decode()
+def continuing(start: int, after: str) -> str:
+    return base64.b64encode(json.dumps({"start": start, "after": after}).encode()).decode()

@@ -7,6 +7,7 @@ routes of our own here. Tokens and keys are never logged, and no request is.
 
 import asyncio
 import contextlib
+import itertools
 import socket
 import ssl
 import time
@@ -311,20 +312,25 @@ class RestServer:
         query = compile_query(text)
         size = asking.number(request.headers.get("x-ms-max-item-count"), QUERY_PAGE)
         size = size if 1 <= size <= QUERY_PAGE_MAX else QUERY_PAGE
-        start = asking.continuation(request.headers.get("x-ms-continuation"))
+        start, after = asking.continuation(request.headers.get("x-ms-continuation"))
         twins = {twin.device_id: twin for twin in await self.core.twins_all()}
 
-        def run() -> list[Any]:
-            devices = self.core.registry.devices()
-            return query.run(
-                self._twin_json(d, twins[d.device_id]) for d in devices if d.device_id in twins
-            )
+        def run() -> tuple[list[Any], str]:
+            devices = (d for d in self.core.registry.devices() if d.device_id in twins)
+            if query.sums_up:
+                found = query.run(self._twin_json(d, twins[d.device_id]) for d in devices)
+                return found[start : start + size + 1], ""
+            left = size + 1 if query.top is None else min(size + 1, max(0, query.top - start))
+            # A page looks at no device before it: a fleet is listed in the time of its number.
+            shown = (self._twin_json(d, twins[d.device_id]) for d in devices if d.device_id > after)
+            page = list(itertools.islice(query.rows(shown), left))
+            return [row for _, row in page], page[size - 1][0] if len(page) > size else ""
 
-        found = await asyncio.to_thread(run)
+        rows, last = await asyncio.to_thread(run)
         headers = {"x-ms-item-type": query.item_type}
-        if len(found) > start + size:
-            headers["x-ms-continuation"] = asking.continuing(start + size)
-        return web.json_response(found[start : start + size], headers=headers)
+        if len(rows) > size:
+            headers["x-ms-continuation"] = asking.continuing(start + size, last)
+        return web.json_response(rows[:size], headers=headers)
 
     async def _device_statistics(self, request: web.Request) -> web.Response:
         counts = self.core.statistics()
