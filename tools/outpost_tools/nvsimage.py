@@ -1,7 +1,7 @@
 """The NVS partition of one device: its id, its keys, its clock's floor, encrypted where asked.
 
-Espressif's own generator writes the format; the identity record inside is lib/outpost/keystore.py's.
-It owns nothing once the bytes are made, and never prints what went in.
+Espressif's own generator writes the format; the record in it is lib/outpost/keystore.py's. It owns
+nothing once the bytes are made, and never prints what went in.
 """
 
 import base64
