@@ -129,7 +129,7 @@ def _identity(profile: Profile, device_id: str) -> Made:
     thumbprint = thumbprints(chain[0].public_bytes(serialization.Encoding.DER))[0]
     by: provision.By = "ca" if profile.by == "ca" else "thumbprint"
     entry = _entry(device_id, provision.entry(device_id, by, thumbprint)["authentication"]) | tags
-    identity = Identity(device_id, chain=packed, private=provision.private_der(key))
+    identity = Identity(device_id, chain=packed, private=vault.private_der(key))
     return Made(identity, entry, [_mark(_point(key))])
 
 
