@@ -1,6 +1,6 @@
 """The device's keys: made on the board, kept in its NVS, used, and never given out.
 
-Held against OpenSSL and `cryptography`; the private keys are taken from the flash image on the host.
+Held against OpenSSL and `cryptography`; the private keys are taken from the flash image.
 """
 
 from __future__ import annotations
@@ -487,7 +487,8 @@ def test_power_cut_at_every_flash_operation_leaves_the_old_key_or_the_new(
             "outpost64",
             flash,
             "p = tlspolicy.key_public(0)\n"
-            "report(p=p and p.hex(), good=p and tlspolicy.verify(p, b'a', tlspolicy.key_sign(0, b'a')))",
+            "good = p and tlspolicy.verify(p, b'a', tlspolicy.key_sign(0, b'a'))\n"
+            "report(p=p and p.hex(), good=good)",
         )
         scalar = devicekeys.stored(flash, 0, after_power_cut=True)
         assert devicekeys.stored(flash, 1, after_power_cut=True) == keys.get(1)
