@@ -12,7 +12,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from nvs_reader import read as read_nvs
-from outpost_tools import proof, provision, vault
+from outpost_tools import nvsimage, proof, provision, vault
 from outpost_tools.board import Board
 from outpost_tools.books import open_book
 from outpost_tools.ca import FleetCA, create, pem
@@ -29,6 +29,7 @@ from certs import DAY, holder
 
 PASSPHRASE = "correct horse battery"
 DEVICE = "pump-1"
+DER = serialization.Encoding.DER
 OURS = ("outpost64", "outpost32")
 
 
@@ -112,6 +113,21 @@ def test_a_board_with_a_key_and_certificate_of_the_host_in_its_image_connects(de
     board = desk.world.board(desk.world.image(hub.port, device=held))
     board.wait_for(r"acked id=1", 60)
     assert hub.connected == [DEVICE]
+
+
+@on(*OURS)
+def test_a_board_with_an_encrypted_nvs_is_provisioned_and_connects(desk):
+    hub = desk.world.hub()
+    keys = nvsimage.new_keys()
+    flash = desk.world.image(hub.port, device=Identity(DEVICE), nvs_keys=keys)
+    done = desk.provision(flash)
+    board = desk.world.board(flash)
+    board.wait_for(r"acked id=1", 60)
+    assert hub.connected == [DEVICE]
+    board.stop()
+    nvs = flash.read_bytes()[0x9000:0xF000]
+    for plain in (DEVICE.encode(), b"outpost", done.chain[0].public_bytes(DER)[:32]):
+        assert plain not in nvs, "it was written in the clear"
 
 
 @on(*OURS)
