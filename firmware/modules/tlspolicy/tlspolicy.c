@@ -122,6 +122,7 @@ typedef struct {
     volatile mp_obj_t *raised;  // where step() keeps what the provider or the signer raised
     uint8_t out_record[5];      // header of the record being sent in pieces
     bool changed_cipher;        // ours: what is sent from here on is encrypted
+    bool in_record;             // the socket took a part of the record before: this is its rest
     uint16_t out_left;          // of that record, not yet taken
     uint8_t *piece;             // a record with a part of it: 5 bytes and what was agreed
     uint16_t piece_have, piece_sent;
@@ -832,7 +833,7 @@ static bool needs_pieces(connection_t *c, handshake_t *h, const unsigned char *b
     if (h->out_left > 0) {
         return true;
     }
-    if (c->granted == 0 || h->changed_cipher || len < 5) {
+    if (c->granted == 0 || h->changed_cipher || h->in_record || len < 5) {
         return false;
     }
     if (buf[0] == MBEDTLS_SSL_MSG_CHANGE_CIPHER_SPEC) {
@@ -862,6 +863,7 @@ static int bio_send(void *context, const unsigned char *buf, size_t len) {
     int ret = socket_send(c, buf, len);
     if (h != NULL && ret > 0) {
         h->tx += ret;
+        h->in_record = (size_t)ret < len;
     }
     return ret;
 }
