@@ -26,6 +26,16 @@ DEVICE_ID_PUNCTUATION = "-:.+%_#*?!(),=@;$'"
 KEY_MIN_BYTES = 16
 KEY_MAX_BYTES = 64
 
+# Signed commands (docs/signed-commands.md): JWS in compact form, ES256.
+SIGNERS_PATH = "/trust/signers.json"
+SIGNERS_MAX_BYTES = 2048
+SIGNERS_MAX = 8
+FLEET_NAME_MAX = 64
+COMMAND_METHOD = "outpost.command"
+COMMAND_MAX_BYTES = 4096
+COMMAND_ROLES = ("keys", "trust", "software")
+NVS_COUNTER_PREFIX = "ctr-"  # i32, + role: the counter of the last command taken
+
 # Trust: factory.bin is, for each root, a 2-byte big-endian length and the DER.
 ROOTS_MAX_BYTES = 8192
 ROOTS_MAX = 6

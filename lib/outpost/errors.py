@@ -74,6 +74,18 @@ class Refused(MqttError):
         self.code = code
 
 
+class SignedError(OutpostError):
+    """A signed command was not taken: nothing was changed."""
+
+    stage = "signed"
+
+
+class SealError(OutpostError):
+    """A sealed message could not be opened, or not be made."""
+
+    stage = "seal"
+
+
 class OutboxFull(OutpostError):
     """send() was refused: nothing was accepted, so nothing is lost silently."""
 
