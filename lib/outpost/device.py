@@ -1,28 +1,23 @@
-"""Device: the walk from flash to an acknowledged message, and the loop.
+"""Device: what the application says, and the loop that keeps it connected.
 
-    config -> identity -> link -> clock -> trust -> tls -> mqtt -> hub
-
-Each failure is one sentence on the console, then a wait, then the walk again from
-its start: what a person mends meanwhile is picked up. Messages are the Sender's, flash
-is the outbox's and the identity's: owns none itself.
+Each failure is one sentence on the console, then a wait, then the walk (walk.py) again from
+its start. Messages are the Sender's, flash is the outbox's and the identity's: owns none itself.
 """
 
 import gc
 import sys
 import time
 
-from . import agreed, clock, config, identity, iothub, log, sender, telemetry, tls, trust
+from . import agreed, clock, iothub, log, sender, telemetry
 from .backoff import Backoff
 from .errors import OutboxFull, OutpostError, understood
-from .link import Link
-from .mqtt import Session
 from .outbox import TIME_UNKNOWN
+from .walk import Walk
 
 _READS_PER_STEP = 16  # so that a flood from the server cannot starve the timers
 _ACK_TIMEOUT_MS = 30000
 _STEADY_MS = 60000  # a connection that lasted this long was a good one
 _IDLE_MS = 1000
-_WALK_S = 60  # from the making of a token to the connection made with it, at the longest
 _RESERVE_BYTES = 12288  # what a connection takes of the GC heap while it is made
 _PIECE_BYTES = 2048  # of that, the most in one piece: a root certificate
 
@@ -48,19 +43,13 @@ class Device:
 
     def __init__(self):
         self.id = None
-        self.connection = None  # facts of the last handshake (tls.Connection)
         self.online = False
         self._timers = []
         self._messages = sender.Sender(sender.open_outbox(agreed.OUTBOX_LABEL))
-        self._config = None
-        self._clock = None
-        self._link = None
-        self._ladder = None
-        self._endpoint = None  # what the ladder is for
+        self._way = Walk()
         self._stepping = False
         self._session = None
         self._stream = None
-        self._renew_at = 0
         self._ack_timeout_ms = _ACK_TIMEOUT_MS
         self._online_since = 0
         self._backoff = Backoff(1, 300)
@@ -111,13 +100,7 @@ class Device:
         if not self._messages.keeps(durable):
             # Messages that leave no room for a connection would wait for ever.
             self._need_room()
-        return self._messages.accept(body, durable, self._date())
-
-    def _date(self):
-        """Seconds since 2000, or None while nobody vouches for the clock."""
-        if self._clock and self._clock.vouched():
-            return clock.now() - agreed.UNIX_2000
-        return None
+        return self._messages.accept(body, durable, self._way.date())
 
     def _need_room(self):
         """OutboxFull where too little memory is free, or none of it in one piece."""
@@ -173,69 +156,31 @@ class Device:
             return self._serve()
         left = self._retry_at - log.uptime_ms()
         if left <= 0:
-            self._walk()
+            self._connect()
         return left
 
-    # The walk
+    # The connection
 
-    def _walk(self):
-        c = self._config = config.load()
-        log.say(
-            "config", "hub=%s port=%d record_size=%s" % (c.hub, c.port, c.record_size or "none")
-        )
+    def _connect(self):
+        way = self._way
+        c = way.configure()
         self._messages.limit = c.queue
-        self._backoff = self._backoff_for(c)
-        who = identity.load()
-        self.id = who.device_id
-        log.say("identity", "device=%s kind=symmetric-key" % who.device_id)
-        if not self._link or not self._link.up():
-            self._link = Link(c.wifi_ssid, c.wifi_key)
-            log.say("link", "connected ssid=%s address=%s" % (c.wifi_ssid, self._link.connect()))
-        if not self._clock:
-            self._clock = clock.Clock(c.sntp)
-        self._clock.servers = c.sntp
-        now = self._clock.settle()
-        log.say("clock", "time=%s source=%s" % (clock.text(now), self._clock.source))
-        if self._endpoint != (c.hub, c.port, c.record_size):
-            self._endpoint = (c.hub, c.port, c.record_size)
-            self._ladder = tls.Ladder(c.hub, c.port, c.record_size)
-        session = Session(
-            who.device_id,
-            iothub.user_name(c.hub, who.device_id),
-            iothub.password(who, c.hub, now),
-            c.keepalive_s,
-        )
-        try:
-            _, self.connection = tls.connect(
-                c, trust.roots, lambda s: session.connect(s, False), self._ladder
-            )
-        except BaseException:
-            session.drop()
-            raise
-        session.pswd = None
+        if self._backoff.bounds != c.backoff_s:
+            self._backoff = Backoff(*c.backoff_s)
+        self.id = way.identify().device_id
+        session = way.connect()
         session.acknowledged = self._acknowledged
         self._session = session
         self._stream = session.sock
-        # By the uptime: the wall clock may be set, even by years, while the token lasts.
-        self._renew_at = (
-            log.uptime_ms() + (iothub.TOKEN_TTL_S - iothub.RENEW_BEFORE_S - _WALK_S) * 1000
-        )
         self._ack_timeout_ms = min(_ACK_TIMEOUT_MS, c.keepalive_s * 1000)
         self._messages.attach(session)
         self.online = True
         self._online_since = log.uptime_ms()
-        log.say("tls", self.connection.line())
-        log.say("hub", "connected device=%s" % who.device_id)
-        facts = self.connection.facts
-        if facts and facts["not_before"]:
-            # The chain was verified and the hub accepted us: its certificate cannot
-            # have been issued in the future, so time is at least that.
-            self._clock.raise_floor(_unix(facts["not_before"]))
 
-    def _backoff_for(self, c):
-        if self._backoff.bounds != c.backoff_s:
-            return Backoff(*c.backoff_s)
-        return self._backoff
+    @property
+    def connection(self):
+        """Facts of the last handshake (tls.Connection), or None."""
+        return self._way.connection
 
     def _failed(self, err):
         """Close, say it, and set when to try again. Returns ms until then."""
@@ -243,7 +188,7 @@ class Device:
         # must not be called in a tight loop.
         if self.online and log.uptime_ms() - self._online_since > _STEADY_MS:
             self._backoff.reset()
-        if err.person and err.stage in ("tls", "hub") and self._clock and self._clock.doubt():
+        if err.person and err.stage in ("tls", "hub") and self._way.doubt_clock():
             err.person = False
         wait = self._backoff.next_ms(err.person)
         self._retry_at = log.uptime_ms() + wait
@@ -273,7 +218,7 @@ class Device:
 
     def _serve(self):
         session = self._session
-        if log.uptime_ms() >= self._renew_at:
+        if log.uptime_ms() >= self._way.renew_at:
             log.say("hub", "token ends soon: connecting again with a new one")
             self._close()
             self._retry_at = 0
@@ -290,7 +235,7 @@ class Device:
         if date is not None:
             if not flags & TIME_UNKNOWN:
                 made = date + agreed.UNIX_2000
-            elif self._messages.of_this_start(name) and self._clock.vouched():
+            elif self._messages.of_this_start(name) and self._way.clock.vouched():
                 # Made before the clock was set, in this life: the uptime tells when.
                 made = clock.now() - (log.uptime_ms() // 1000 - date)
         return iothub.events_topic(self.id, name, made and clock.text(made))
@@ -331,11 +276,4 @@ def _where():
         name[1][1],
         name[1][2],
         getattr(name, "_machine", ""),
-    )
-
-
-def _unix(stamp):
-    """Unix seconds of 'YYYYMMDDHHMMSS'."""
-    return clock.unix(
-        *[int(stamp[a:b]) for a, b in ((0, 4), (4, 6), (6, 8), (8, 10), (10, 12), (12, 14))]
     )

@@ -11,7 +11,7 @@ class Walk(Device):
     '''The walk is a script: what each attempt raises.'''
     script = ()
     attempts = 0
-    def _walk(self):
+    def _connect(self):
         self.attempts += 1
         self.script, e = self.script[1:], self.script[0]
         raise e
