@@ -35,6 +35,7 @@ COMMAND_METHOD = "outpost.command"
 COMMAND_MAX_BYTES = 4096
 COMMAND_ROLES = ("keys", "trust", "software")
 NVS_COUNTER_PREFIX = "ctr-"  # i32, + role: the counter of the last command taken
+
 # Identity records (docs/identity-device.md, byte by byte). One of the two entries is in use:
 # i32 "idcur" says which. A candidate is in the other one, and i32 "idtry" names it.
 NVS_RECORDS = ("ida", "idb")

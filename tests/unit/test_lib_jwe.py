@@ -286,7 +286,7 @@ def test_no_error_holds_a_key_or_what_was_sealed():
         ('{"a":[1 2]}', False),
         ('{"a":1,}', False),
         ('{"a":1}}', False),
-        ('{1:2}', False),
+        ("{1:2}", False),
         ("[]", False),
         ("", False),
         ('{"a":' * 400, False),
