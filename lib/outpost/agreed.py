@@ -48,7 +48,7 @@ NVS_HUB = "hub"  # UTF-8, four lines: hub, device id, id scope, registration id,
 #   symmetric       u8 length and bytes of the primary, u8 length and bytes of the secondary
 #                   (raw keys; the secondary's length may be 0)
 #   x509, signer    u8 key slot, u16 length and DER of the chain, leaf first, u16 length and
-#                   DER of the private key (0 but on a stock MicroPython, which has no slots)
+#                   DER (SEC 1) of the private key: 0 but on a stock MicroPython, without slots
 RECORD_MAGIC = b"OPK1"
 RECORD_SYMMETRIC = 1
 RECORD_X509 = 2
@@ -62,6 +62,11 @@ SLOTS_TLS = (1, 2, 3)  # the key in use, the next one, and one that DPS is asked
 # Trust: factory.bin is, for each root, a 2-byte big-endian length and the DER.
 ROOTS_MAX_BYTES = 8192
 ROOTS_MAX = 6
+
+# The provisioning service (DPS) over MQTT.
+DPS_HOST = "global.azure-devices-provisioning.net"
+DPS_API_VERSION = "2019-03-31"
+DPS_API_VERSION_CSR = "2025-07-01-preview"  # the first whose registrations may carry a request
 
 # Time.
 UNIX_2000 = 946684800  # Unix time of 2000-01-01T00:00:00Z, where an ESP32's epoch lies

@@ -14,6 +14,14 @@ import struct
 from . import agreed
 from .errors import IdentityError, number
 
+try:
+    import tlspolicy as policy
+
+    if not hasattr(policy, "key_erase"):
+        policy = None
+except ImportError:
+    policy = None
+
 PROVISION = "provision the board again with 'outpost device new' and 'outpost image'"
 
 _NOT_FOUND = -0x1102  # ESP_ERR_NVS_NOT_FOUND: also another type under that name
@@ -144,10 +152,10 @@ def _index(nvs, name):
     return value if value in (0, 1) else None
 
 
-def _write(write):
+def write(change):
     """Run one write; IdentityError in a sentence where NVS does not take it."""
     try:
-        write()
+        change()
     except OSError as e:
         code = number(e)
         if code in (-0x1105, -0x110D):  # NOT_ENOUGH_SPACE, NO_FREE_PAGES
@@ -174,9 +182,9 @@ class Store:
     """What NVS holds now. current, trial and onboard are read when asked for."""
 
     def __init__(self, nvs=None):
-        self._nvs = nvs or open_nvs()
-        self._at = _index(self._nvs, agreed.NVS_CURRENT)
-        self._tried = _index(self._nvs, agreed.NVS_TRIAL)
+        self.nvs = nvs or open_nvs()
+        self._at = _index(self.nvs, agreed.NVS_CURRENT)
+        self._tried = _index(self.nvs, agreed.NVS_TRIAL)
         if self._tried is not None and self._tried == self._at:
             # Power went after the commit and before the tidying: go on with that.
             self._tried = None
@@ -184,15 +192,15 @@ class Store:
 
     def current(self):
         """The Record in use, or None: sas1/sas2 may be there then."""
-        return None if self._at is None else _read(self._nvs, agreed.NVS_RECORDS[self._at])
+        return None if self._at is None else _read(self.nvs, agreed.NVS_RECORDS[self._at])
 
     def trial(self):
         """The Record on trial, or None."""
-        return None if self._tried is None else _read(self._nvs, agreed.NVS_RECORDS[self._tried])
+        return None if self._tried is None else _read(self.nvs, agreed.NVS_RECORDS[self._tried])
 
     def onboard(self):
         """The Record that the provisioning service is asked with, where it has one of its own."""
-        return _read(self._nvs, agreed.NVS_ONBOARD)
+        return _read(self.nvs, agreed.NVS_ONBOARD)
 
     def candidate(self, record):
         """Write a record beside the one in use, and note that it is on trial."""
@@ -200,17 +208,17 @@ class Store:
         record.seq = before.seq + 1 if before else 1
         at = 1 if self._at == 0 else 0
         data = pack(record)
-        nvs = self._nvs
-        _write(lambda: (nvs.set_blob(agreed.NVS_RECORDS[at], data), nvs.commit()))
-        _write(lambda: (nvs.set_i32(agreed.NVS_TRIAL, at), nvs.commit()))
+        nvs = self.nvs
+        write(lambda: (nvs.set_blob(agreed.NVS_RECORDS[at], data), nvs.commit()))
+        write(lambda: (nvs.set_i32(agreed.NVS_TRIAL, at), nvs.commit()))
         self._tried = at
 
     def commit(self):
         """The candidate is the identity from now on, by one write; the old one is erased."""
         if self.trial() is None:
             raise IdentityError("there is no new key to commit", True)
-        nvs, at = self._nvs, self._tried
-        _write(lambda: (nvs.set_i32(agreed.NVS_CURRENT, at), nvs.commit()))
+        nvs, at = self.nvs, self._tried
+        write(lambda: (nvs.set_i32(agreed.NVS_CURRENT, at), nvs.commit()))
         self._at, self._tried = at, None
         self._tidy()
 
@@ -218,13 +226,14 @@ class Store:
         """Forget the candidate."""
         tried, self._tried = self._tried, None
         if tried is not None:
-            _erase(self._nvs, agreed.NVS_TRIAL)
-            _erase(self._nvs, agreed.NVS_RECORDS[tried])
-            self._nvs.commit()
+            _erase(self.nvs, agreed.NVS_TRIAL)
+            _erase(self.nvs, agreed.NVS_RECORDS[tried])
+            self.nvs.commit()
 
     def _tidy(self):
         """After a commit: what the new identity took the place of goes, the trial's mark last."""
-        nvs = self._nvs
+        nvs = self.nvs
+        self._erase_keys()
         for name in (
             agreed.NVS_RECORDS[1 - self._at],
             agreed.NVS_KEY_PRIMARY,
@@ -237,16 +246,28 @@ class Store:
         except OSError:
             pass
 
+    def _erase_keys(self):
+        used = self._slots()
+        if policy and used is not None:
+            for slot in agreed.SLOTS_TLS:
+                if slot not in used and policy.key_public(slot) is not None:
+                    policy.key_erase(slot)
+
+    def _slots(self):
+        """Slots of the keys in use; None where a record that may name one cannot be read."""
+        current = self.current()
+        return None if current is None else [r.slot for r in (current, self.onboard()) if r]
+
     def keep_onboard(self, record):
         """Keep what DPS is asked with before another record takes its place. Written once."""
         if self.onboard() is None:
             data = pack(record)
-            nvs = self._nvs
-            _write(lambda: (nvs.set_blob(agreed.NVS_ONBOARD, data), nvs.commit()))
+            nvs = self.nvs
+            write(lambda: (nvs.set_blob(agreed.NVS_ONBOARD, data), nvs.commit()))
 
     def free_slot(self):
         """A key slot of tlspolicy that neither the record in use nor DPS needs."""
-        used = [r.slot for r in (self.current(), self.onboard()) if r]
+        used = self._slots() or [r.slot for r in (self.onboard(),) if r]
         for slot in agreed.SLOTS_TLS:
             if slot not in used:
                 return slot
