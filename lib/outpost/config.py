@@ -24,6 +24,8 @@ class Config:
     keepalive_s    10 to 1767
     backoff_s      (first, longest) wait between attempts, seconds
     queue          messages that may wait in RAM, 1 to 256
+    rotation_days  age at which a key is due for another one, 0 (never) to 3650
+    renewal_days   days before its end at which a certificate is due, 0 (never) to 365
     """
 
 
@@ -109,6 +111,8 @@ _FIELDS = (
     "keepalive_s",
     "backoff_s",
     "queue",
+    "rotation_days",
+    "renewal_days",
 )
 
 
@@ -178,6 +182,8 @@ def check(raw):
         first = _number("backoff_s[0]", backoff[0], 1, 3600, wrong)
         c.backoff_s = (first, _number("backoff_s[1]", backoff[1], first, 86400, wrong))
     c.queue = _number("queue", raw.get("queue", 32), 1, 256, wrong)
+    c.rotation_days = _number("rotation_days", raw.get("rotation_days", 0), 0, 3650, wrong)
+    c.renewal_days = _number("renewal_days", raw.get("renewal_days", 30), 0, 365, wrong)
     for name in raw:
         if name not in _FIELDS:
             wrong.append("%s is not a field of the configuration" % name)
