@@ -4,8 +4,6 @@ The same inputs give the same bytes: the one thing that time changes is the buil
 input too. It owns nothing once the bytes are written, and never prints what went into the NVS.
 """
 
-import base64
-import io
 import json
 import re
 import subprocess
@@ -19,6 +17,7 @@ from littlefs import LittleFS, LittleFSError
 
 from outpost_tools import agreed, roots
 from outpost_tools.errors import OutpostError
+from outpost_tools.nvsimage import Identity, keys_partition, nvs_partition
 from outpost_tools.partitions import SIZES_MIB, TABLE_OFFSET, Partition, PartitionTable
 from outpost_tools.paths import binary, tree
 from outpost_tools.registry import Device
@@ -95,7 +94,7 @@ class Settings:
 
 
 def build_image(
-    device: Device | None,
+    device: Device | Identity | None,
     trust: Sequence[bytes],
     settings: Settings | None = None,
     *,
@@ -104,10 +103,12 @@ def build_image(
     app: Path | None = None,
     size_mib: int = 4,
     files: Mapping[str, bytes | None] | None = None,
+    nvs_keys: bytes | None = None,
 ) -> bytes:
     """The whole flash, as esptool would write it at offset 0 (the firmware itself aside).
 
     device        identity and keys; None leaves the identity out, as on an unprovisioned board
+    nvs_keys      64 bytes that the NVS is encrypted with; they go into a partition of their own
     trust         DER of each root
     build_time_s  Unix time that the device's clock floor starts from
     app           folder whose files take the place of, or join, boot.py and main.py
@@ -118,6 +119,8 @@ def build_image(
     if not agreed.UNIX_2000 <= build_time_s < agreed.UNIX_2000 + 2**31:
         raise OutpostError("The build time must be a Unix time from 2000 to 2068.")
     table = PartitionTable.for_size(size_mib)
+    if nvs_keys is not None:
+        table = table.with_nvs_keys(agreed.VFS_LABEL)
     content: dict[str, bytes] = {
         **software(library, app),
         agreed.CONFIG_PATH: settings.to_json(),
@@ -129,7 +132,11 @@ def build_image(
         else:
             content[path] = data
     flash = bytearray(b"\xff" * (size_mib << 20))
-    _place(flash, table["nvs"], nvs_partition(device, build_time_s, table["nvs"].size))
+    if nvs_keys is not None:
+        _place(flash, table["nvs_keys"], keys_partition(nvs_keys, table["nvs_keys"].size))
+    identity = Identity.of(device) if isinstance(device, Device) else device
+    nvs = nvs_partition(identity, build_time_s, table["nvs"].size, nvs_keys)
+    _place(flash, table["nvs"], nvs)
     _place(
         flash, table[agreed.VFS_LABEL], littlefs_partition(content, table[agreed.VFS_LABEL].size)
     )
@@ -141,30 +148,6 @@ def build_image(
 def _place(flash: bytearray, partition: Partition, content: bytes) -> None:
     assert len(content) == partition.size, partition
     flash[partition.offset : partition.end] = content
-
-
-def nvs_partition(device: Device | None, build_time_s: int, size: int) -> bytes:
-    """NVS as Espressif's own generator writes it, in format version 2."""
-    # Slow to import, and says so little: only where an image is built.
-    from esp_idf_nvs_partition_gen import nvs_partition_gen as nvs
-
-    out = io.BytesIO()
-    # The generator adds the page that NVS keeps free to what it is told.
-    store = nvs.nvs_open(out, size - BLOCK_BYTES, version=nvs.Page.VERSION2)
-    nvs.write_entry(store, agreed.NVS_NAMESPACE, "namespace", "", "")
-    if device is not None:
-        for key, text in (
-            (agreed.NVS_DEVICE_ID, device.device_id),
-            (agreed.NVS_KEY_PRIMARY, device.primary_key),
-            (agreed.NVS_KEY_SECONDARY, device.secondary_key),
-        ):
-            # "base64" is the generator's word for a blob: it stores what this decodes to.
-            blob = base64.b64encode(text.encode()).decode()
-            nvs.write_entry(store, key, "data", "base64", blob)
-    floor = str(build_time_s - agreed.UNIX_2000)
-    nvs.write_entry(store, agreed.NVS_TIME_FLOOR, "data", "i32", floor)
-    nvs.nvs_close(store)
-    return out.getvalue()
 
 
 def littlefs_partition(files: Mapping[str, bytes], size: int) -> bytes:

@@ -9,7 +9,17 @@ from typing import Annotated
 import typer
 
 from outpost_tools import __version__
-from outpost_tools.cli import boards, devices, enrol, hub, service, tokens, trust
+from outpost_tools.cli import (
+    authority,
+    boards,
+    devices,
+    enrol,
+    hub,
+    provision,
+    service,
+    tokens,
+    trust,
+)
 from outpost_tools.cli.common import app
 
 
@@ -32,4 +42,16 @@ def main() -> None:
     app()
 
 
-__all__ = ["app", "boards", "devices", "enrol", "hub", "main", "service", "tokens", "trust"]
+__all__ = [
+    "app",
+    "authority",
+    "boards",
+    "devices",
+    "enrol",
+    "hub",
+    "main",
+    "provision",
+    "service",
+    "tokens",
+    "trust",
+]
