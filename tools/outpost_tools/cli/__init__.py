@@ -16,7 +16,9 @@ from outpost_tools.cli import (
     enrol,
     hub,
     provision,
+    rotate,
     service,
+    sign,
     tokens,
     trust,
 )
@@ -51,7 +53,9 @@ __all__ = [
     "hub",
     "main",
     "provision",
+    "rotate",
     "service",
+    "sign",
     "tokens",
     "trust",
 ]
