@@ -36,8 +36,32 @@ _HOST = re.compile(
 
 
 @dataclass(frozen=True)
+class Dps:
+    """The provisioning service that gives the device its hub."""
+
+    id_scope: str
+    host: str = "global.azure-devices-provisioning.net"
+    registration_id: str | None = None
+    csr: bool = False  # ask it for a certificate
+
+    def check(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9-]{1,64}", self.id_scope):
+            raise OutpostError(f"{self.id_scope!r} is not an id scope, e.g. 0ne0000ABCD.")
+        if not _HOST.fullmatch(self.host):
+            raise OutpostError(f"{self.host!r} is not the host name of a provisioning service.")
+        if self.registration_id is not None and not re.fullmatch(
+            r"[A-Za-z0-9._:-]{1,128}", self.registration_id
+        ):
+            raise OutpostError(f"{self.registration_id!r} cannot be a registration id.")
+
+    def raw(self) -> dict[str, object]:
+        named = {"registration_id": self.registration_id} if self.registration_id else {}
+        return {"id_scope": self.id_scope, "host": self.host, "csr": self.csr, **named}
+
+
+@dataclass(frozen=True)
 class Settings:
-    """What goes into the device's config.json."""
+    """What goes into the device's config.json: with `dps` that gives the hub."""
 
     hub: str = "localhost"
     port: int = 8883
@@ -47,9 +71,12 @@ class Settings:
     record_size: RecordSize = "auto"
     suites: Literal["all", "ecc"] = "all"
     keepalive_s: int = 240
+    dps: Dps | None = None
 
     def check(self) -> None:
         """Say in one sentence what the device would refuse, before it is built in."""
+        if self.dps is not None:
+            self.dps.check()
         if not _HOST.fullmatch(self.hub):
             raise OutpostError(
                 f"{self.hub!r} is not a host name: give the hub's name alone, no scheme, no port."
@@ -81,7 +108,7 @@ class Settings:
     def to_json(self) -> bytes:
         return json.dumps(
             {
-                "hub": self.hub,
+                **({"dps": self.dps.raw()} if self.dps else {"hub": self.hub}),
                 "port": self.port,
                 "wifi": {"ssid": self.wifi_ssid, "key": self.wifi_key},
                 "sntp": list(self.sntp),

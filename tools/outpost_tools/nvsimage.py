@@ -10,6 +10,11 @@ import secrets
 import struct
 import zlib
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from outpost_tools import agreed
 from outpost_tools.errors import OutpostError
@@ -35,9 +40,36 @@ class Identity:
     private: bytes = field(default=b"", repr=False)
 
     @classmethod
+    def with_certificate(cls, device_id: str, certificate: Path, key: Path) -> "Identity":
+        """From the files of a chain (PEM or DER) and of its key (PEM, no passphrase), judged."""
+        from outpost_tools import proof, vault
+
+        try:
+            content = certificate.read_bytes()
+            private = serialization.load_pem_private_key(key.read_bytes(), None)
+        except OSError as why:
+            raise OutpostError(f"Cannot read {why.filename} ({why.strerror}).") from None
+        except (ValueError, TypeError):
+            raise OutpostError(
+                f"{key} is no private key in PEM form, or it has a passphrase."
+            ) from None
+        if not isinstance(private, ec.EllipticCurvePrivateKey):
+            raise OutpostError(f"The key in {key} is not of the curve P-256.")
+        point = proof.point(private.public_key(), "The device's")
+        chain = proof.read_chain(content)
+        proof.check_chain(chain, device_id, point)
+        packed = proof.pack_chain(chain)
+        return cls(device_id, chain=packed, private=vault.private_der(private))
+
+    @classmethod
     def of(cls, device: Device) -> "Identity":
         """As the registry has it; of a device with a certificate the registry has the id alone."""
         return cls(device.device_id, device.primary_key, device.secondary_key)
+
+    @property
+    def holds(self) -> Literal["symmetric", "x509", "born"]:
+        """What the device proves itself with; "born" where it makes that itself."""
+        return "symmetric" if self.primary_key else "x509" if self.chain else "born"
 
 
 def x509_record(chain: bytes, private: bytes, seq: int = 1) -> bytes:

@@ -223,16 +223,7 @@ def _host_request(device_id: str, key: ec.EllipticCurvePrivateKey) -> tuple[byte
 
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, device_id)])
     made = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
-    return made.public_bytes(serialization.Encoding.DER), private_der(key)
-
-
-def private_der(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A private key as a record holds it: SEC 1, which every mbedtls reads."""
-    return key.private_bytes(
-        serialization.Encoding.DER,
-        serialization.PrivateFormat.TraditionalOpenSSL,
-        serialization.NoEncryption(),
-    )
+    return made.public_bytes(serialization.Encoding.DER), vault.private_der(key)
 
 
 def signed_by(signer: Signer, device_id: str, days: int) -> Issue:

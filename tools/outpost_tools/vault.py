@@ -75,6 +75,24 @@ def write_key(path: Path, key: ec.EllipticCurvePrivateKey, passphrase: str) -> N
     write_whole(path, locked)
 
 
+def private_der(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A private key as a record holds it: SEC 1, which every mbedtls reads."""
+    return key.private_bytes(
+        serialization.Encoding.DER,
+        serialization.PrivateFormat.TraditionalOpenSSL,
+        serialization.NoEncryption(),
+    )
+
+
+def plain_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A device's key for a file of its own, which must be its owner's alone: no passphrase."""
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
 def read_key(path: Path, passphrase: str) -> ec.EllipticCurvePrivateKey:
     try:
         content = path.read_bytes()

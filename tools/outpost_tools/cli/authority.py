@@ -166,6 +166,52 @@ def ca_sign(
         typer.echo(f"{path} is the certificate of {device_id}, {about(chain[0])['sha256']}.")
 
 
+@ca_app.command("issue", epilog="Example: outpost ca issue gateway-1 --key-to gateway-1.key")
+def ca_issue(
+    device_id: DeviceArgument,
+    key_to: Annotated[
+        Path, typer.Option("--key-to", metavar="FILE", help="The new key, readable by you alone.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="PEM.  [ID.pem]")
+    ] = None,
+    days: DaysOption = 365,
+    ca: CaOption = None,
+    passphrase_file: PassphraseOption = None,
+    data: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a key here, and its certificate: for what cannot make one, and weaker for that."""
+    from outpost_tools import proof, vault
+    from outpost_tools.ca import FleetCA, pem
+    from outpost_tools.fleet import Fleet
+
+    proof.check_common_name(device_id)
+    found = FleetCA(ca_folder(ca, data))
+    path = output or Path(f"{device_id}.pem")
+    for file in (path, key_to):
+        if file.exists():
+            raise OutpostError(f"There is {file} already: give another name.")
+    key = vault.new_key()
+    with (
+        Fleet(data_dir(data)) as fleet,
+        found.unlocked(secret_for(found.token is not None, passphrase_file)) as signer,
+    ):
+        chain = signer.device(device_id, key.public_key(), days)
+        write_whole(key_to, vault.plain_pem(key))
+        write_whole(path, b"".join(map(pem, chain)), mode=0o644)
+        fleet.remember(device_id, made_on="host")
+        fleet.issued(device_id, proof.pack_chain(chain))
+    if as_json:
+        about_it = {"device": device_id, "file": str(path), "key": str(key_to)}
+        print_json(about_it | about(chain[0]))
+    else:
+        typer.echo(
+            f"{path} is the certificate of {device_id}, {key_to} its key. The key was made on this "
+            "machine: a key that a board makes itself is better."
+        )
+
+
 @ca_app.command("prove", epilog="Example: outpost ca prove 4F1C… -o verification.pem")
 def ca_prove(
     code: Annotated[str, typer.Argument(metavar="CODE", help="What the portal shows.")],
