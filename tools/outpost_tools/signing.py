@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, utils
 from outpost_tools import agreed, proof, vault
 from outpost_tools.errors import OutpostError
 from outpost_tools.fleet import Fleet
+from outpost_tools.nvsimage import Identity
 from outpost_tools.paths import private_dir, write_whole
 from outpost_tools.vault import TokenPlace
 
@@ -217,3 +218,13 @@ class Pen:
         der = self._key.sign(text.encode(), ec.ECDSA(hashes.SHA256()))
         r, s = utils.decode_dss_signature(der)
         return f"{text}.{b64(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
+
+
+def sealed_key(device: Identity) -> tuple[Identity, bytes]:
+    """The identity with a key that a stock board opens sealed secrets with, and its public point.
+
+    It is made here and written into that image alone, as a stock board's other keys are.
+    """
+    key = vault.new_key()
+    private = key.private_numbers().private_value.to_bytes(32, "big")
+    return replace(device, seal=private), proof.point(key.public_key(), "The sealing")

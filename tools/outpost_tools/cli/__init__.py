@@ -12,6 +12,7 @@ from outpost_tools import __version__
 from outpost_tools.cli import (
     authority,
     boards,
+    born,
     devices,
     enrol,
     factory,
@@ -49,6 +50,7 @@ __all__ = [
     "app",
     "authority",
     "boards",
+    "born",
     "devices",
     "enrol",
     "factory",
