@@ -7,11 +7,12 @@ the hash and gets the signature. Neither passphrase nor key is ever printed or l
 
 import getpass
 import hashlib
+import hmac
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -181,8 +182,36 @@ def _said(why: Exception) -> str:
     return str(why) or type(why).__name__
 
 
+@dataclass
+class _Login:
+    session: Any
+    pin: str = field(repr=False)
+    users: int = 0
+
+
+# A token knows one login for a whole process, so all that use one at the same time share it.
+_logins: dict[tuple[str, str], _Login] = {}
+
+
 @contextmanager
 def _session(place: TokenPlace, pin: str, writing: bool) -> Iterator[Any]:
+    at = (place.module, place.token)
+    login = _logins.get(at)
+    if login is None:
+        login = _logins[at] = _Login(_log_in(place, pin, writing), pin)
+    elif not hmac.compare_digest(login.pin, pin):
+        raise OutpostError(f"The token {place.token!r} does not take that PIN.")
+    login.users += 1
+    try:
+        yield login.session
+    finally:
+        login.users -= 1
+        if not login.users:
+            del _logins[at]
+            login.session.close()
+
+
+def _log_in(place: TokenPlace, pin: str, writing: bool) -> Any:
     import pkcs11
 
     try:
@@ -200,13 +229,11 @@ def _session(place: TokenPlace, pin: str, writing: bool) -> Iterator[Any]:
             f"{place.module}: see `pkcs11-tool --list-slots`."
         ) from None
     try:
-        session = token.open(rw=writing, user_pin=pin)
+        return token.open(rw=writing, user_pin=pin)
     except pkcs11.PinIncorrect:
         raise OutpostError(f"The token {place.token!r} does not take that PIN.") from None
     except pkcs11.PKCS11Error as why:
         raise OutpostError(f"The token {place.token!r} does not open ({_said(why)}).") from None
-    with session:
-        yield session
 
 
 @contextmanager
