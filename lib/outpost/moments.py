@@ -24,19 +24,21 @@ class Moments:
         if self._boot is None:
             import esp32
 
-            nvs = esp32.NVS(agreed.NVS_NAMESPACE)
             try:
-                last = nvs.get_i32(agreed.NVS_BOOT)
-            except OSError:
-                last = 0
-            self._boot = last % 0x7FFFFFFF + 1
-            try:
+                nvs = esp32.NVS(agreed.NVS_NAMESPACE)
+                self._boot = self._last(nvs) % 0x7FFFFFFF + 1
                 nvs.set_i32(agreed.NVS_BOOT, self._boot)
                 nvs.commit()
             except OSError as e:
                 log.say("clock", "the number of this start could not be kept in NVS (%s)" % e)
                 self._boot = 0
         return self._boot
+
+    def _last(self, nvs):
+        try:
+            return nvs.get_i32(agreed.NVS_BOOT)
+        except OSError:
+            return 0
 
     def learn(self, date):
         """The clock is known: `date` is now, in seconds since 2000."""

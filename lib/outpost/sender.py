@@ -117,6 +117,8 @@ class Sender:
             self.configure(config.load())
         except ConfigError:
             return False
+        if self.full:
+            self.outbox.refused -= 1  # it is tried again
         return self.full != 0
 
     def _accept_in_ram(self, body, priority):
