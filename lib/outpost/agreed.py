@@ -14,6 +14,8 @@ NVS_DEVICE_ID = "id"  # UTF-8
 NVS_KEY_PRIMARY = "sas1"  # base64 text of the symmetric key, as IoT Hub shows it
 NVS_KEY_SECONDARY = "sas2"
 NVS_TIME_FLOOR = "floor"  # i32, seconds since 2000-01-01 UTC
+NVS_BOOT = "boot"  # i32, number of the last start that made a message without a clock
+NVS_MOMENTS = "moments"  # up to four times: boot number, seconds since 2000 at its uptime 0
 NVS_RECORD_SIZE_PREFIX = "mfl"  # i32, + 8 hex digits of SHA-256("host:port")
 
 # littlefs.

@@ -24,6 +24,8 @@ class Config:
     keepalive_s    10 to 1767
     backoff_s      (first, longest) wait between attempts, seconds
     queue          messages that may wait in RAM, 1 to 256
+    full           what a full outbox does: 0 refuses, 1 drops the oldest, 2 drops by priority
+    batch          bytes of one message made of several small ones, 0: none is
     """
 
 
@@ -109,7 +111,10 @@ _FIELDS = (
     "keepalive_s",
     "backoff_s",
     "queue",
+    "outbox_full",
+    "batch_bytes",
 )
+_POLICIES = ("refuse", "oldest", "priority")
 
 
 def check(raw):
@@ -178,6 +183,12 @@ def check(raw):
         first = _number("backoff_s[0]", backoff[0], 1, 3600, wrong)
         c.backoff_s = (first, _number("backoff_s[1]", backoff[1], first, 86400, wrong))
     c.queue = _number("queue", raw.get("queue", 32), 1, 256, wrong)
+    policy = raw.get("outbox_full", "refuse")
+    if policy not in _POLICIES:
+        wrong.append('outbox_full must be "refuse", "oldest" or "priority"')
+        policy = "refuse"
+    c.full = _POLICIES.index(policy)
+    c.batch = _number("batch_bytes", raw.get("batch_bytes", 0), 0, 16384, wrong)
     for name in raw:
         if name not in _FIELDS:
             wrong.append("%s is not a field of the configuration" % name)

@@ -11,7 +11,6 @@ import time
 from . import agreed, clock, iothub, log, sender, telemetry
 from .backoff import Backoff
 from .errors import OutboxFull, OutpostError, understood
-from .outbox import TIME_UNKNOWN
 from .walk import Walk
 
 _READS_PER_STEP = 16  # so that a flood from the server cannot starve the timers
@@ -80,18 +79,21 @@ class Device:
         """Messages that the hub has acknowledged since start."""
         return self._messages.acked
 
-    def send(self, body, durable=True):
+    def send(self, body, durable=True, priority=sender.PRIORITY_DEFAULT):
         """Take one telemetry message: a value that JSON has, or bytes as they are.
 
         Returns its number once it is safe in flash. From then on it is kept, over
         power cuts and resets, until the hub has acknowledged it (QoS 1: it may arrive
-        twice, never not at all). At most 4,060 bytes. With durable=False, or on a board
+        twice, never not at all). At most 4,000 bytes. With durable=False, or on a board
         without an outbox partition, it waits in RAM and is lost with the power: at most
         65,536 bytes, and config's `queue` of them.
+
+        `priority`, 0 to 3, counts where the configuration says outbox_full "priority".
 
         OutboxFull when there is no room: nothing was taken. ValueError when it is too
         long or has no JSON.
         """
+        is_json = telemetry.is_json(body)
         try:
             body = telemetry.encode(body)
         except MemoryError:
@@ -100,7 +102,7 @@ class Device:
         if not self._messages.keeps(durable):
             # Messages that leave no room for a connection would wait for ever.
             self._need_room()
-        return self._messages.accept(body, durable, self._way.date())
+        return self._messages.accept(body, durable, self._way.date(), priority, is_json)
 
     def _need_room(self):
         """OutboxFull where too little memory is free, or none of it in one piece."""
@@ -164,7 +166,7 @@ class Device:
     def _connect(self):
         way = self._way
         c = way.configure()
-        self._messages.limit = c.queue
+        self._messages.configure(c)
         if self._backoff.bounds != c.backoff_s:
             self._backoff = Backoff(*c.backoff_s)
         self.id = way.identify().device_id
@@ -226,19 +228,13 @@ class Device:
         for _ in range(_READS_PER_STEP):
             if session.check_msg() is None:
                 break
-        self._messages.pump(session, self._topic)
+        self._messages.pump(session, self._topic, self._way.date())
         return session.service(self._ack_timeout_ms)
 
-    def _topic(self, name, date, flags):
+    def _topic(self, name, made, more):
         """Topic of one message, with its number and when it was made where that is known."""
-        made = None
-        if date is not None:
-            if not flags & TIME_UNKNOWN:
-                made = date + agreed.UNIX_2000
-            elif self._messages.of_this_start(name) and self._way.clock.vouched():
-                # Made before the clock was set, in this life: the uptime tells when.
-                made = clock.now() - (log.uptime_ms() // 1000 - date)
-        return iothub.events_topic(self.id, name, made and clock.text(made))
+        made = None if made is None else clock.text(made + agreed.UNIX_2000)
+        return iothub.events_topic(self.id, name, made, more)
 
     def _acknowledged(self, pid):
         if self._messages.acknowledged(pid):

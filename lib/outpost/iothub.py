@@ -20,11 +20,16 @@ def password(identity, hub, now):
     return sas.token(identity.sign, hub, identity.device_id, now + TOKEN_TTL_S)
 
 
-def events_topic(device_id, number, made=None):
+def events_topic(device_id, number, made=None, more=()):
     """Topic of one telemetry message: JSON in UTF-8, marked so that the hub can route on it.
 
     number  message id, the same each time the message is sent: who reads can tell doubles
     made    ISO 8601 of its making, where that is known
+    more    (name, text) of further properties
     """
     topic = agreed.EVENTS_TOPIC % device_id + agreed.EVENTS_PROPERTIES + "&$.mid=%s" % number
-    return topic + "&$.ctime=" + sas.quote(made) if made else topic
+    if made:
+        topic += "&$.ctime=" + sas.quote(made)
+    for name, text in more:
+        topic += "&%s=%s" % (name, sas.quote(text))
+    return topic
