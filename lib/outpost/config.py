@@ -24,6 +24,9 @@ class Config:
     keepalive_s    10 to 1767
     backoff_s      (first, longest) wait between attempts, seconds
     queue          messages that may wait in RAM, 1 to 256
+    profile        "iothub", or "generic" for any other MQTT broker
+    incoming_bytes the longest packet that is taken in, 512 to 131072
+    watchdog_s     seconds without progress after which the board resets, 60 to 3600; 0: never
     full           what a full outbox does: 0 refuses, 1 drops the oldest, 2 drops by priority
     batch          bytes of one message made of several small ones, 0: none is
     """
@@ -111,6 +114,9 @@ _FIELDS = (
     "keepalive_s",
     "backoff_s",
     "queue",
+    "profile",
+    "incoming_bytes",
+    "watchdog_s",
     "outbox_full",
     "batch_bytes",
 )
@@ -183,6 +189,15 @@ def check(raw):
         first = _number("backoff_s[0]", backoff[0], 1, 3600, wrong)
         c.backoff_s = (first, _number("backoff_s[1]", backoff[1], first, 86400, wrong))
     c.queue = _number("queue", raw.get("queue", 32), 1, 256, wrong)
+    c.profile = raw.get("profile", "iothub")
+    if c.profile not in ("iothub", "generic"):
+        wrong.append('profile must be "iothub" or "generic"')
+    c.incoming_bytes = _number(
+        "incoming_bytes", raw.get("incoming_bytes", 4096), 512, 131072, wrong
+    )
+    c.watchdog_s = raw.get("watchdog_s", agreed.WATCHDOG_S)
+    if c.watchdog_s != 0 or isinstance(c.watchdog_s, bool):
+        _number("watchdog_s", c.watchdog_s, 60, 3600, wrong)
     policy = raw.get("outbox_full", "refuse")
     if policy not in _POLICIES:
         wrong.append('outbox_full must be "refuse", "oldest" or "priority"')
