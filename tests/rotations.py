@@ -1,7 +1,6 @@
 """A world in which keys are rotated: a hub and its service side, a fleet's book, a signer, a board.
 
-It owns the world's parts and the small program that the board runs. The program hands direct
-methods to lib/outpost's desk as the library's own dispatcher does.
+It owns the world's parts and the small program that the board runs.
 """
 
 from __future__ import annotations
@@ -30,49 +29,9 @@ from world import DEVICE_ID, World
 WORDS = "a passphrase for tests"
 
 MAIN = b"""
-import json
 from outpost import Device
-from outpost.desk import Desk
-from outpost.rotate import Rotation
 
-class Commands:
-    def __init__(self):
-        self.handlers = {}
-    def method(self, name, handler):
-        self.handlers[name] = handler
-
-class Driven(Device):
-    def __init__(self):
-        super().__init__()
-        commands = self.commands = Commands()
-        desk = Desk(self._way)
-        self.rotation = Rotation(self._way)
-        desk.open(commands)
-        self.rotation.open(desk, commands)
-    def _connect(self):
-        super()._connect()
-        self._session.limit = 8192
-        self._session.cb = self._call
-        self._session.subscribe("$iothub/methods/POST/#")
-        print("READY", self._way.credential)
-    def _call(self, topic, body):
-        name, _, rid = topic.decode()[21:].partition("/?$rid=")
-        status, result = 404, None
-        if name in self.commands.handlers:
-            result = self.commands.handlers[name](json.loads(body))
-            status = 200
-            if isinstance(result, tuple):
-                status, result = result
-        answer = "$iothub/methods/res/%d/?$rid=%s" % (status, rid)
-        self._session.publish(answer, json.dumps(result).encode(), qos=0)
-    def _serve(self):
-        if self.rotation.step():
-            self._close()
-            self._retry_at = 0
-            return 0
-        return super()._serve()
-
-device = Driven()
+device = Device()
 n = 0
 
 @device.every(seconds=0.25)
@@ -84,6 +43,8 @@ def measure():
 
 device.run()
 """
+# What the board says when the hub has taken it.
+READY = r"hub +connected device=\S+ credential=(.*)"
 
 
 class RotationWorld:
@@ -159,11 +120,7 @@ class RotationWorld:
     def ready(self, timeout_s: float = 60) -> str:
         """The credential of the newest connection, once there is one."""
         assert self.board
-        return self.board.wait_for(r"READY (.*)", timeout_s)[1]
-
-    def wait_for_credential(self, pattern: str, start: int = 0, timeout_s: float = 60) -> None:
-        assert self.board
-        self.board.wait_for(rf"READY {pattern}", timeout_s, start)
+        return self.board.wait_for(READY, timeout_s)[1]
 
     # The host
 

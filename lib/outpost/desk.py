@@ -6,8 +6,25 @@ Every command is judged by signed.check() first, which keeps its counter in flas
 called at most once for each. Owns no flash itself; answers in sentences, never with a traceback.
 """
 
+import os
+
 from . import agreed, log
 from .errors import OutpostError
+
+
+def opened(way, commands):
+    """The Rotation of a board that knows signers, ready to take commands; None on any other."""
+    try:
+        os.stat(agreed.SIGNERS_PATH)
+    except OSError:
+        return None
+    # Only boards that can be sent such commands pay for the modules that do them.
+    from .rotate import Rotation
+
+    desk, rotation = Desk(way), Rotation(way)
+    desk.open(commands)
+    rotation.open(desk, commands)
+    return rotation
 
 
 class Desk:
