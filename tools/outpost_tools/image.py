@@ -71,6 +71,7 @@ class Settings:
     record_size: RecordSize = "auto"
     suites: Literal["all", "ecc"] = "all"
     keepalive_s: int = 240
+    rotation_days: int = 0  # age at which the keys are due for others; 0 is never
     dps: Dps | None = None
 
     def check(self) -> None:
@@ -104,6 +105,8 @@ class Settings:
             raise OutpostError(
                 f"The keep-alive must be {agreed.KEEPALIVE_MIN_S} to {agreed.KEEPALIVE_MAX_S} s."
             )
+        if not 0 <= self.rotation_days <= 3650:
+            raise OutpostError("Keys are due after 1 to 3650 days, or never: 0.")
 
     def to_json(self) -> bytes:
         return json.dumps(
@@ -115,6 +118,7 @@ class Settings:
                 "record_size": self.record_size,
                 "suites": self.suites,
                 "keepalive_s": self.keepalive_s,
+                **({"rotation_days": self.rotation_days} if self.rotation_days else {}),
             },
             indent=1,
         ).encode()

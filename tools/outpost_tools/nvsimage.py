@@ -38,6 +38,7 @@ class Identity:
     secondary_key: str = field(default="", repr=False)
     chain: bytes = field(default=b"", repr=False)
     private: bytes = field(default=b"", repr=False)
+    seal: bytes = field(default=b"", repr=False)  # a stock board's key to open sealed secrets
 
     @classmethod
     def with_certificate(cls, device_id: str, certificate: Path, key: Path) -> "Identity":
@@ -158,4 +159,6 @@ def _blobs(identity: Identity | None) -> list[tuple[str, bytes]]:
         held.append((agreed.NVS_KEY_SECONDARY, identity.secondary_key.encode()))
     if identity.chain:
         held.append((agreed.NVS_RECORDS[0], x509_record(identity.chain, identity.private)))
+    if identity.seal:
+        held.append((agreed.NVS_SEAL, identity.seal))
     return held

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from outpost_tools import agreed
 from outpost_tools.cli.common import (
     ChainName,
     DataOption,
@@ -126,6 +127,16 @@ def image(
     key: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The certificate's private key, PEM.")
     ] = None,
+    seal_key: Annotated[
+        bool,
+        typer.Option(
+            "--seal-key",
+            help="For a stock MicroPython: a key that new secrets can be sealed to (rotation).",
+        ),
+    ] = False,
+    rotation_days: Annotated[
+        int, typer.Option(metavar="DAYS", help="Age at which its keys are due; 0 is never.")
+    ] = 0,
     encrypt_nvs: Annotated[
         bool, typer.Option("--encrypt-nvs", help="Encrypt the NVS; its keys get a partition.")
     ] = False,
@@ -147,10 +158,12 @@ def image(
 ) -> None:
     """Build the flash image of one device: its keys, configuration, roots and software."""
     from outpost_tools import roots
+    from outpost_tools.fleet import Fleet
     from outpost_tools.image import DEFAULT_SNTP, Dps, Settings, build_image
     from outpost_tools.nvsimage import Identity, new_keys
     from outpost_tools.pki import DevCA
     from outpost_tools.registry import Registry, check_device_id
+    from outpost_tools.signing import Signers, sealed_key
 
     folder = data_dir(data)
     ssid, _, wifi_key = wifi.partition(":")
@@ -168,6 +181,7 @@ def image(
         record_size=record_size_of(record_size),
         suites=suites.value,
         keepalive_s=keepalive,
+        rotation_days=rotation_days,
         dps=Dps(dps, dps_host, registration_id, dps_csr) if dps else None,
     )
     settings.check()
@@ -187,10 +201,16 @@ def image(
         trust, trusted = DevCA(folder).roots_der(), ["development CA"]
     else:
         trust, trusted = roots.choose(["azure"]), ["azure"]
+    point = None
+    if seal_key:
+        device, point = sealed_key(device)
+    with Fleet(folder) as fleet:
+        signers = Signers(folder).for_devices(fleet.name)
     content = build_image(
         device,
         trust,
         settings,
+        files={agreed.SIGNERS_PATH: signers} if signers else None,
         build_time_s=int(time.time()) if build_time is None else build_time,
         library=library.value,
         app=app_dir,
@@ -199,6 +219,9 @@ def image(
     )
     path = output or Path(f"{device_id}.bin")
     write_whole(path, content)
+    if point is not None:
+        with Fleet(folder) as fleet:
+            fleet.remember(device_id, born=point, made_on="host", replace=True)
     if as_json:
         print_json(
             {
