@@ -1,5 +1,6 @@
 """Provisioning a board: the whole way on real boards, and what a refusal leaves behind."""
 
+import base64
 import os
 import pty
 import re
@@ -153,6 +154,29 @@ def test_on_a_stock_board_the_weaker_way_is_said(desk, monkeypatch):
     assert done.exit_code == 0 and "weaker way" in done.stderr, done.output
     assert '"key_made_on": "host"' in done.stdout
     assert PASSPHRASE not in done.output and "PRIVATE" not in done.output
+
+
+@on("stock32")
+def test_a_key_that_the_host_made_shows_nowhere_but_in_the_boards_nvs(desk, capfd):
+    flash = desk.image()
+    seen = []
+
+    def watch(prompt):
+        seen.append(prompt)
+        return prompt
+
+    done = desk.provision(flash, wrap=watch)
+    held = desk.nvs(flash)
+    records = [held[at] for at in (("outpost", "ida"), ("outpost", "idb")) if at in held]
+    chain = proof.pack_chain(done.chain)
+    (private,) = [r.partition(chain)[2][2:-4] for r in records if chain in r]
+    scalar = serialization.load_der_private_key(private, None).private_numbers().private_value
+    raw = scalar.to_bytes(32, "big")
+    shown = capfd.readouterr()
+    text = shown.out + shown.err + seen[0]._wire.board.text + repr(done) + repr(seen[0])
+    written = b"".join(p.read_bytes() for p in desk.data.rglob("*") if p.is_file())
+    for form in (raw, raw.hex().encode(), private[7:39].hex().encode(), base64.b64encode(private)):
+        assert form not in written and form.decode("latin-1") not in text
 
 
 def test_provisioning_again_gives_another_certificate_which_is_the_one_in_use(desk):
