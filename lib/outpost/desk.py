@@ -6,6 +6,7 @@ Every command is judged by signed.check() first, which keeps its counter in flas
 called at most once for each. Owns no flash itself; answers in sentences, never with a traceback.
 """
 
+import gc
 import os
 
 from . import agreed, log
@@ -18,18 +19,21 @@ def opened(way, commands):
         os.stat(agreed.SIGNERS_PATH)
     except OSError:
         return None
-    # Only boards that can be sent such commands pay for the modules that do them.
+    # Only boards that can be sent such commands pay for the modules that judge and do them; they
+    # are loaded now, while memory is in one piece.
+    from . import jwe, signed
     from .rotate import Rotation
 
-    desk, rotation = Desk(way), Rotation(way)
+    desk, rotation = Desk(way, signed.check), Rotation(way, jwe.open_sealed)
     desk.open(commands)
     rotation.open(desk, commands)
     return rotation
 
 
 class Desk:
-    def __init__(self, way):
+    def __init__(self, way, check):
         self._way = way  # Walk: who this device is, and its clock
+        self._check = check  # signed.check
         self._handlers = {}
 
     def on(self, role, op, handler):
@@ -41,11 +45,9 @@ class Desk:
 
     def command(self, token):
         """The answer to one signed command (a JWS as text): (status, result)."""
-        # Only boards that are sent such a command pay for the modules that judge it.
-        from . import signed
-
+        gc.collect()
         try:
-            payload = signed.check(token, self._way.who, self._way.clock)
+            payload = self._check(token, self._way.who, self._way.clock)
         except OutpostError as e:
             log.say("signed", "refused: %s" % e)
             return 403, {"error": str(e)}

@@ -15,8 +15,12 @@ import binascii
 
 from micropython import const
 
-from . import agreed, clock, identity, keystore, log
+from . import agreed, clock, identity, jose, keystore, log
 from .errors import IdentityError, SealError
+from .sas import hmac_sha256
+
+if not identity.policy:
+    from . import p256
 
 _SETTLE_MS = const(500)  # from an answer to the new connection, so that the answer gets out
 _AGAIN_MS = const(15000)  # a hub may take a while to know a new key
@@ -26,9 +30,6 @@ _DAY_S = const(86400)
 
 def key_id(key):
     """A name for a symmetric key: only who has the key can tell it, and it tells nothing of it."""
-    from . import jose
-    from .sas import hmac_sha256
-
     return jose.encode(hmac_sha256(key, agreed.KEY_ID_LABEL)[:12])
 
 
@@ -52,8 +53,9 @@ def record_id(record):
 class Rotation:
     """way: the Walk. The device's loop calls step(), and makes a new connection when it says so."""
 
-    def __init__(self, way):
+    def __init__(self, way, unseal):
         self._way = way
+        self._unseal = unseal  # jwe.open_sealed
         self._due_ms = None  # uptime at which the new connection is to be made
         self._failed_ms = None  # uptime of the candidate's first refusal
         self._patience_ms = _PATIENCE_S * 1000
@@ -119,7 +121,7 @@ class Rotation:
 
     def request(self, args, payload):
         """A new key in a free slot, and the request for it that the born key endorses."""
-        from . import jose, provision
+        from . import provision
 
         if identity.policy is None:
             raise IdentityError(
@@ -138,7 +140,7 @@ class Rotation:
 
     def certificate(self, args, payload):
         """The chain for the last request's key: {"chain": base64url of the DER, leaf first}."""
-        from . import jose, provision
+        from . import provision
 
         try:
             chain = jose.decode(args["chain"])
@@ -160,10 +162,8 @@ class Rotation:
 
     def _unsealed(self, args):
         """(primary, secondary or None) of the sealed keys."""
-        from . import jose, jwe
-
         try:
-            content = jose.parse(jwe.open_sealed(args["jwe"], _agree))
+            content = jose.parse(self._unseal(args["jwe"], _agree))
             if content["device"] != self._way.who.device_id:
                 raise IdentityError("the sealed keys are for another device")
             primary = jose.decode(content["primary"])
@@ -275,8 +275,6 @@ def _agree(point):
             return identity.policy.key_agree(agreed.SLOT_BORN, point)
         except OSError:
             raise SealError("this board has no born key, so nothing can be sealed to it", True)
-    from . import p256
-
     private = keystore.blob(keystore.open_nvs(), agreed.NVS_SEAL, (32,))
     if private is None:
         raise SealError(

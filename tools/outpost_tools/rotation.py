@@ -36,7 +36,7 @@ Plain = str | int | None
 KINDS = {agreed.RECORD_SYMMETRIC: SYMMETRIC, agreed.RECORD_X509: X509}
 PATIENCE_S = 180.0
 POLL_S = 1.0
-TRIES = 3  # of one command
+TRIES = 5  # of one command
 TRIAL_S = 600  # for so long the device keeps a key that is refused
 
 
@@ -138,9 +138,11 @@ class _Run:
                 return said, payload["ctr"]
             why = said.get("error") if isinstance(said, dict) else None
             text = why if isinstance(why, str) and why.isprintable() else f"status {status}"
-            # Its answer was lost on the way, and the hub's own repetition got this one.
-            if "taken before" not in text:
+            # Its answer was lost on the way, and the hub's own repetition got this one; or the
+            # board's memory was in pieces just then. Every command may be given twice.
+            if "taken before" not in text and "memory" not in text:
                 break
+            time.sleep(self._r._poll_s)
         raise OutpostError(f"{self._id} did not do keys.{op}: {text[:300]}")
 
     def _keep(self, kind: str, phase: str, **detail: Any) -> None:
