@@ -232,3 +232,35 @@ def _nats_ready(node: NatsNode, count: int) -> bool:
     # Its log alone tells: a probe of the port would be a broken handshake in that log.
     led = "JetStream cluster new metadata leader" in text or "Self is new JetStream" in text
     return "Server is ready" in text and (count == 1 or led)
+
+
+@contextlib.contextmanager
+def balancer(folder: Path, nodes: list[int]) -> Iterator[int]:
+    """HAProxy before the nodes' ports: TCP passed through, a node that is down left out.
+
+    TLS is the node's: the balancer sees neither keys nor messages. The answer is its port.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    servers = "".join(
+        f"    server n{i} 127.0.0.1:{node} check inter 500ms fall 2 rise 1 on-marked-down "
+        "shutdown-sessions\n"
+        for i, node in enumerate(nodes, 1)
+    )
+    config = folder / "haproxy.cfg"
+    config.write_text(
+        "defaults\n    mode tcp\n    timeout connect 2s\n    timeout client 1h\n"
+        "    timeout server 1h\n    option redispatch\n"
+        f"frontend devices\n    bind 127.0.0.1:{port}\n    default_backend cluster\n"
+        f"backend cluster\n    balance roundrobin\n{servers}"
+    )
+    log = folder / "haproxy.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [need("haproxy", "haproxy"), "-db", "-f", str(config)], stdout=out, stderr=out
+        )
+    try:
+        _wait(lambda: listening(port), [process], [log], "HAProxy")
+        yield port
+    finally:
+        stop(process)
