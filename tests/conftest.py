@@ -11,6 +11,8 @@ import pytest
 from legs import BIN, LEGS, REPO
 from world import World
 
+pytest_plugins = ("faulttable",)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = [name for name in (*LEGS, "mpy-cross") if not (BIN / name).exists()]
