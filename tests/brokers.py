@@ -210,7 +210,8 @@ def nats_cluster(
             f'jetstream {{ store_dir: "{folder / name}" }}\n'
             + cluster
             + f"authorization {{ users: [{known}] }}\n"
-            + f"mqtt {{ host: 127.0.0.1, port: {port}, "
+            # Said, not left to the moment of the first connection: three copies of everything.
+            + f"mqtt {{ host: 127.0.0.1, port: {port}, stream_replicas: {count}, "
             + f'tls {{ cert_file: "{certificates.chain}", key_file: "{certificates.key}", '
             + f'ca_file: "{certificates.clients}", verify_and_map: true, timeout: 10 }} }}\n'
         )
@@ -236,15 +237,15 @@ def _nats_ready(node: NatsNode, count: int) -> bool:
 
 @contextlib.contextmanager
 def balancer(folder: Path, nodes: list[int]) -> Iterator[int]:
-    """HAProxy before the nodes' ports: TCP passed through, a node that is down left out.
+    """HAProxy before the nodes' ports: TCP passed through, to the first node that is up.
 
     TLS is the node's: the balancer sees neither keys nor messages. The answer is its port.
     """
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     servers = "".join(
-        f"    server n{i} 127.0.0.1:{node} check inter 500ms fall 2 rise 1 on-marked-down "
-        "shutdown-sessions\n"
+        f"    server n{i} 127.0.0.1:{node} maxconn 1000 check inter 500ms fall 2 rise 1 "
+        "on-marked-down shutdown-sessions\n"
         for i, node in enumerate(nodes, 1)
     )
     config = folder / "haproxy.cfg"
@@ -252,7 +253,7 @@ def balancer(folder: Path, nodes: list[int]) -> Iterator[int]:
         "defaults\n    mode tcp\n    timeout connect 2s\n    timeout client 1h\n"
         "    timeout server 1h\n    option redispatch\n"
         f"frontend devices\n    bind 127.0.0.1:{port}\n    default_backend cluster\n"
-        f"backend cluster\n    balance roundrobin\n{servers}"
+        f"backend cluster\n    balance first\n{servers}"
     )
     log = folder / "haproxy.log"
     with log.open("wb") as out:
