@@ -208,7 +208,9 @@ def test_hub_that_stops_reading_is_left_at_the_deadline(world):
 
     fill = main.replace(b"seconds=0.5", b"seconds=0.01").replace(b"4000", b"20000, durable=False")
     ill = Ill(world, after, main=fill)
-    line_number(ill.board, r"error +mqtt: the server (took no data|acknowledged nothing) for", 0, 60)
+    line_number(
+        ill.board, r"error +mqtt: the server (took no data|acknowledged nothing) for", 0, 60
+    )
 
 
 def test_one_byte_a_second_does_not_stop_the_loop_and_ends_at_the_deadline(world):

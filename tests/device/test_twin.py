@@ -94,6 +94,9 @@ def test_twin_that_is_too_large_for_the_device_is_said_and_costs_nothing(world):
     assert operator.until_reported(software={"version": "1.0"})
     assert operator.invoke("report", {"a": 1})[0] == 200
     assert operator.until_reported(a=1)["a"] == 1
+    # Nor do changes that come while it is connected.
+    operator.desire({"interval": 4})
+    board.wait_for(r"INTERVAL 4", 30)
     assert "error" not in board.text
 
 
