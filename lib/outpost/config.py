@@ -231,7 +231,7 @@ def load(path=agreed.CONFIG_PATH):
         raise ConfigError("%s is longer than 4,096 bytes" % path, True)
     try:
         # MicroPython's parser takes a text that ends early for a whole one.
-        raw = json.loads(text) if _closed(text) else None
+        raw = json.loads(text) if closed(text) else None
     except (ValueError, RuntimeError):  # RuntimeError: nested deeper than the stack allows
         raw = None
     if raw is None:
@@ -239,7 +239,7 @@ def load(path=agreed.CONFIG_PATH):
     return check(raw)
 
 
-def _closed(text):
+def closed(text):
     """Whether every bracket and string that the text opens is closed in it."""
     depth = 0
     quoted = escaped = False
