@@ -29,6 +29,25 @@ DEVICE_ID_PUNCTUATION = "-:.+%_#*?!(),=@;$'"
 KEY_MIN_BYTES = 16
 KEY_MAX_BYTES = 64
 
+# Signed commands (docs/signed-commands.md): JWS in compact form, ES256.
+SIGNERS_PATH = "/trust/signers.json"
+SIGNERS_MAX_BYTES = 2048
+SIGNERS_MAX = 8
+FLEET_NAME_MAX = 64
+COMMAND_METHOD = "outpost.command"
+COMMAND_MAX_BYTES = 4096
+COMMAND_PACKET_BYTES = 4352  # the MQTT packet that such a command comes in
+COMMAND_ROLES = ("keys", "trust", "software")
+NVS_COUNTER_PREFIX = "ctr-"  # i32, + role: the counter of the last command taken
+
+# Rotation of keys over the air (docs/rotation.md).
+IDENTITY_METHOD = "outpost.identity"
+KEY_ID_LABEL = b"outpost key id"
+ENDORSEMENT = "outpost-csr-1\n%s\n%s\n%d\n"  # fleet, device, counter; the CSR's DER follows
+NVS_SEAL = "seal"  # stock boards: the private key, 32 bytes, that opens sealed secrets
+NVS_KEY_SINCE = "idsince"  # i32, seconds since 2000: since when the key in use is in use
+NVS_KEY_SEQ = "idseq"  # i32: the record's seq that "idsince" is of
+
 # Identity records (docs/identity-device.md, byte by byte). One of the two entries is in use:
 # i32 "idcur" says which. A candidate is in the other one, and i32 "idtry" names it.
 NVS_RECORDS = ("ida", "idb")

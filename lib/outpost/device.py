@@ -8,7 +8,7 @@ import gc
 import sys
 import time
 
-from . import agreed, clock, log, room, sender, telemetry, watchdog
+from . import agreed, clock, desk, log, room, sender, telemetry, watchdog
 from .backoff import Backoff
 from .errors import OutboxFull, understood
 from .incoming import Incoming
@@ -50,6 +50,7 @@ class Device:
         self._online_since = 0
         self._backoff = Backoff(1, 300)
         self._retry_at = 0
+        self._keys = desk.opened(self._way, self._in.commands)  # or None
 
     # What the application says
 
@@ -200,6 +201,8 @@ class Device:
         self._stream = session.sock
         self._ack_timeout_ms = min(_ACK_TIMEOUT_MS, c.keepalive_s * 1000)
         self._messages.attach(session)
+        if self._keys:
+            session.limit = max(session.limit, agreed.COMMAND_PACKET_BYTES)
         self._in.attach(session, way.profile, self.id)
         self.online = True
         self._online_since = log.uptime_ms()
@@ -253,15 +256,22 @@ class Device:
         session = self._session
         if log.uptime_ms() >= self._way.renew_at:
             log.say("hub", "token ends soon: connecting again with a new one")
-            self.close()
-            self._retry_at = 0
-            return 0
+            return self._again()
+        if self._keys and self._keys.step():
+            log.say("hub", "a new key is on trial: connecting again with it")
+            return self._again()
         for _ in range(_READS_PER_STEP):
             if self._in.full() or session.check_msg() is None:
                 break
         wait = self._in.service()
         self._messages.pump(session, self._topic, self._way.date())
         return min(wait, session.service(self._ack_timeout_ms, not self._in.full()))
+
+    def _again(self):
+        """A new connection, now. Returns ms to sleep."""
+        self.close()
+        self._retry_at = 0
+        return 0
 
     def _topic(self, name, made, more):
         """Topic of one message, with its number and when it was made where that is known."""

@@ -96,6 +96,18 @@ class ProvisioningError(OutpostError):
     stage = "dps"
 
 
+class SignedError(OutpostError):
+    """A signed command was not taken: nothing was changed."""
+
+    stage = "signed"
+
+
+class SealError(OutpostError):
+    """A sealed message could not be opened, or not be made."""
+
+    stage = "seal"
+
+
 class OutboxFull(OutpostError):
     """send() was refused: nothing was accepted, so nothing is lost silently."""
 
