@@ -38,6 +38,7 @@ class Twin:
     def _reset(self):
         self._get = None  # request id of the question that is not answered
         self._get_at = None  # uptime when to ask, or when the answer is late
+        self._blind = False  # the whole is too long for this device: changes are all it gets
         self._newest = 0  # version of a change that came while the question was open
         self._ready = False  # subscribed: asking makes sense
 
@@ -99,6 +100,7 @@ class Twin:
         """The whole twin, or a change of it, is longer than this device takes."""
         if rid and rid == self._get:
             self._get = self._get_at = None
+            self._blind = True
         log.say("twin", "the twin is too large for this device: make `incoming_bytes` larger")
 
     # Desired
@@ -169,12 +171,13 @@ class Twin:
         if version is not None and self.version is not None and version <= self.version:
             log.say("twin", "desired version=%d came late: ignored" % version)
             return
-        if version is None or self.version is None or version != self.version + 1:
+        missed = version is None or self.version is None or version != self.version + 1
+        if missed and not self._blind:
             log.say("twin", "a change was missed: asking for the whole")
             self._ask(_SOON_MS)
             return
         self.version = version
-        log.say("twin", "desired version=%d" % version)
+        log.say("twin", "desired version=%s" % version)
         for name in self._handlers:
             if name in patch:
                 current = self._current(name)

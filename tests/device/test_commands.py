@@ -1,4 +1,4 @@
-"""Commands in, on the whole device and the real hub: methods and cloud-to-device messages."""
+"""Commands in, on the whole device and the real hub: direct methods, cloud-to-device messages."""
 
 from __future__ import annotations
 
@@ -128,7 +128,6 @@ def test_methods_are_answered_with_results_statuses_and_sentences(world):
 def test_payloads_that_are_bombs_are_refused_with_a_sentence_and_cost_nothing(world):
     _, board, operator = start(world, METHODS)
     assert operator.invoke("echo", 1) == (200, 1)
-    print("free", operator.invoke("free"))
     deep = json.loads("[" * 100 + "]" * 100)
     status, answer = operator.invoke("echo", deep)
     assert status == 400 and "levels" in answer["error"]
