@@ -1,6 +1,7 @@
 """A factory run: nothing secret is shared, nothing is open to others, and a kill costs nothing."""
 
 import base64
+import hmac
 import json
 import os
 import signal
@@ -125,6 +126,22 @@ def test_a_born_board_gets_an_image_without_any_key_and_no_entry(tmp_path):
     run(tmp_path, 2, profile(tmp_path, 'keys = "born"'))
     assert (tmp_path / "out" / "registry.jsonl").read_text() == ""
     assert sorted(nvs(tmp_path, "pump-0001")) == ["outpost.floor", "outpost.id"]
+
+
+def test_keys_for_the_provisioning_service_are_derived_from_its_groups(tmp_path):
+    group = base64.b64encode(b"g" * 32).decode()
+    (tmp_path / "group.key").write_text(group + "\n")
+    text = '[dps]\nid_scope = "0ne0000ABCD"\ngroup_key_file = "group.key"'
+    path = profile(tmp_path)
+    path.write_text(path.read_text() + text)
+    run(tmp_path, 2, path)
+    for name in ("pump-0001", "pump-0002"):
+        mac = hmac.digest(b"g" * 32, name.encode(), "sha256")
+        assert nvs(tmp_path, name)["outpost.sas1"] == base64.b64encode(mac)
+    assert (tmp_path / "out" / "registry.jsonl").read_text() == "", "DPS makes the entries"
+    for file in (tmp_path / "out").rglob("*.*"):
+        assert not file.is_file() or group.encode() not in file.read_bytes()
+    assert b'"dps"' in (tmp_path / "out" / "common.bin").read_bytes()
 
 
 def test_the_image_of_all_holds_no_identity_and_no_key(tmp_path):
@@ -315,6 +332,7 @@ def test_two_runs_in_one_folder_do_not_meet(tmp_path):
         ('[device]\nid = "p-{n}"\nkeys = "rsa"\n', "one of symmetric"),
         ('[device]\nid = "p-{n}"\nfirst = true\n', "first is not a field"),
         ('[device]\nid = "p-{n}"\n[settings]\nhub = "https://x"\n', "not a host name"),
+        ('[device]\nid = "p-{n}"\n[dps]\nid_scope = "0ne1"\n', "group_key_file"),
         ('[device]\nid = "p-{n}"\n[settings]\nwifi_key_file = "none"\n', "Wi-Fi key"),
     ],
 )
