@@ -313,6 +313,19 @@ def test_no_secret_is_shown_in_a_rotation_or_in_one_that_fails(symmetric):
         assert raw not in book and secret.encode() not in book and b64(raw).encode() not in book
 
 
+def test_the_born_key_of_another_board_is_not_taken_for_this_one(rotation):
+    first = rotation.image(name="first.bin")
+    rotation.remember(first)
+    known = rotation.fleet.find(DEVICE_ID)
+    rotation.remember(first)  # the same board once more
+    with pytest.raises(OutpostError, match="another born key"):
+        rotation.remember(rotation.image(name="second.bin"))
+    other = rotation.image(name="other.bin", device=Identity("press-8"))
+    with pytest.raises(OutpostError, match="This board is 'press-8'"):
+        rotation.remember(other)
+    assert rotation.fleet.find(DEVICE_ID).born_point == known.born_point
+
+
 @pytest.mark.parametrize("leg", ["stock32", "stock-release"], indirect=True)
 def test_a_stock_board_rotates_symmetric_keys_and_says_what_it_cannot(rotation):
     identity, point = sealed_key(Identity.of(rotation.device()))
