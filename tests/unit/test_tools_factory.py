@@ -210,7 +210,7 @@ def test_a_generator_that_repeats_itself_is_caught(tmp_path, monkeypatch):
     made = Factory(tmp_path / "out", read(profile(tmp_path)), 2, ROOTS)
 
     def here(order, ca, word, missing, workers, progress):
-        factoryline.begin(order, None, "")
+        factoryline.begin(order, None, "", os.getppid())
         factoryline.make(missing)
 
     monkeypatch.setattr(made, "_run", here)
@@ -364,3 +364,9 @@ def test_no_output_of_a_run_holds_a_secret(tmp_path):
     shown = done.output + (tmp_path / "out" / "manifest.json").read_text()
     shown += (tmp_path / "out" / "plan.json").read_text()
     assert not [s for s in secrets if s in shown]
+
+
+def test_a_worker_whose_run_is_gone_before_it_begins_ends():
+    """The kernel ends it only for what happens after it asked to be ended."""
+    program = "from outpost_tools.factoryline import begin; begin(None, None, '', 1)"
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 1

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import hmac
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -150,7 +151,7 @@ class Factory:
             max_workers=max(1, min(workers, len(chunks))),
             mp_context=get_context("spawn"),
             initializer=factoryline.begin,
-            initargs=(order, folder, word),
+            initargs=(order, folder, word, os.getpid()),
         ) as pool:
             waiting = [pool.submit(factoryline.make, chunk) for chunk in chunks]
             try:

@@ -59,12 +59,14 @@ _common = b""
 _open = contextlib.ExitStack()
 
 
-def begin(order: Order, ca_folder: Path | None, word: str) -> None:
-    """Once in each process."""
+def begin(order: Order, ca_folder: Path | None, word: str, run: int) -> None:
+    """Once in each process. `run` is the number of the process that started it."""
     global _order, _signer, _common
     with contextlib.suppress(OSError, AttributeError):
         # However the run ends, this process does not outlive it.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != run:
+        os._exit(1)  # it had gone before it could be watched
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _order = order
     if order.profile.output == "image":
@@ -87,8 +89,6 @@ def make(numbers: list[int]) -> int:
     assert _order is not None
     for number in numbers:
         _make_one(_order, number)
-        if os.getppid() == 1:
-            break
     return len(numbers)
 
 
