@@ -5,6 +5,8 @@ message is acknowledged after its handler returned, and is known again by its id
 it once more, over every reset (seen.py). Neither can stop the device: see tasks.py.
 """
 
+import gc
+
 from micropython import const
 
 from . import clock, log, telemetry
@@ -16,6 +18,7 @@ from .tasks import OK, TIMED_OUT
 RESERVED = "outpost."  # names of methods that only our own modules may take
 _TIMEOUT_S = const(60)
 _NAME_MAX = const(128)
+_LARGE_BYTES = const(512)
 _RID_MAX = const(128)
 _TRIES = const(3)  # of a message whose handler raises, in one life of the device
 _RAISED_MAX = const(16)
@@ -40,7 +43,7 @@ class Commands:
         self._profile = None
         self._id = None
         self.calls = self.messages = 0
-        self.now = None  # Unix seconds that it certainly is, or None: set by who knows
+        self.now = None  # gives the Unix seconds that it certainly is, or None: set by who knows
 
     # What handlers there are
 
@@ -91,6 +94,8 @@ class Commands:
             log.say("method", "call of %s: there is no such method" % name)
             self._answer(rid, 404, _sentence("this device has no method of that name"))
             return
+        if len(body) > _LARGE_BYTES:
+            gc.collect()  # there may be room for it, in pieces
         try:
             payload = parse(body)
         except ValueError as e:
@@ -141,7 +146,8 @@ class Commands:
             # Left with the hub, unacknowledged: software that takes messages may come.
             log.say("message", "a message came, and this software takes none: left with the hub")
             return
-        if expires is not None and self.now and self.now() > expires:
+        now = self.now and self.now()
+        if expires is not None and now is not None and now > expires:
             log.say("message", "dropped: it expired at %s" % clock.text(expires))
             self._acknowledge(pid, self._life)
             return

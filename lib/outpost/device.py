@@ -43,6 +43,7 @@ class Device:
         self._messages = sender.Sender(sender.open_outbox(agreed.OUTBOX_LABEL))
         self._way = Walk()
         self._way.model = model
+        self._in.commands.now = self._way.at_least
         self._watched = False
         self._stepping = False
         self._session = None

@@ -21,6 +21,7 @@ class Incoming:
         self.twin = Twin(self.tasks)
         self._session = self._profile = self._id = None
         self._filters = []
+        self._with_twin = False
 
     def attach(self, session, profile, device_id):
         """A new connection."""
@@ -38,14 +39,14 @@ class Incoming:
         self.twin.detach()
 
     def _subscribe(self):
+        commands = self.commands
+        twin = self.twin.wanted()
         filters = self._profile.subscriptions(
-            self._id,
-            self.commands.takes_methods(),
-            self.commands.takes_messages(),
-            self.twin.wanted(),
+            self._id, commands.takes_methods(), commands.takes_messages(), twin
         )
         if filters != self._filters:
             self._filters = filters
+            self._with_twin = twin
             self._session.ask(filters, self._subscribed)
 
     def _subscribed(self, granted):
@@ -53,7 +54,9 @@ class Incoming:
             if code & 0x80:
                 # The rest works: a device that may not be commanded can still report.
                 log.say("hub", "the server refused the subscription to %s" % self._filters[i][0])
-        self.twin.start()
+        # The twin's come last.
+        if self._with_twin and not granted[-1] & 0x80:
+            self.twin.start()
 
     def full(self):
         """Whether nothing more is to be read from the connection now."""

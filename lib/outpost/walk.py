@@ -235,6 +235,12 @@ class Walk:
         """After a refusal that a wrong clock may explain: whether asking SNTP again can help."""
         return self.clock and self.clock.doubt()
 
+    def at_least(self):
+        """Unix seconds that it certainly is, or None: the time, or else the floor of time."""
+        if not self.clock:
+            return None
+        return clock.now() if self.clock.vouched() else self.clock.floor
+
     def date(self):
         """Seconds since 2000, or None while nobody vouches for the clock."""
         if self.clock and self.clock.vouched():
