@@ -92,9 +92,11 @@ class RotationWorld:
         with open_prompt(None, flash, self.world.leg) as prompt:
             bornkey.remember(prompt, DEVICE_ID, self.fleet)
 
-    def ca(self) -> FleetCA:
+    def ca(self, intermediate: bool = False) -> FleetCA:
         if self._ca is None:
-            self._ca = create(self.data / "fleet-ca", "test fleet", lambda: WORDS)
+            self._ca = create(
+                self.data / "fleet-ca", "test fleet", lambda: WORDS, intermediate=intermediate
+            )
         return self._ca
 
     def provision(self, flash: Path, by: str = "thumbprint", days: int = 365) -> None:
