@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from outpost_tools import agreed, nvsimage, proof, provision, vault
 from outpost_tools.ca import FleetCA, Signer
-from outpost_tools.enrolments import derive_key
+from outpost_tools.enrolment import derive_key
 from outpost_tools.errors import OutpostError
 from outpost_tools.image import build_image
 from outpost_tools.nvsimage import Identity
