@@ -46,18 +46,19 @@ class Commands:
 
     # What handlers there are
 
-    def method(self, name, handler, timeout_s=_TIMEOUT_S):
+    def method(self, name, handler, timeout_s=_TIMEOUT_S, raw=False):
         """handler(payload) is called for the direct method `name`; None takes it away.
 
         payload is the parsed JSON (None where there was none). After timeout_s a handler that
-        is a generator is ended and the caller told.
+        is a generator is ended and the caller told. raw: payload is the bytes as they came, in
+        the packet's own buffer, for a handler that is through when it returns.
         """
         if not isinstance(name, str) or not 1 <= len(name) <= _NAME_MAX:
             raise ValueError("a method's name is a text of 1 to %d characters" % _NAME_MAX)
         if handler is None:
             self._methods.pop(name, None)
         else:
-            self._methods[name] = (handler, timeout_s)
+            self._methods[name] = (handler, timeout_s, raw)
 
     def message(self, handler):
         """handler(body, properties) is called for each cloud-to-device message."""
@@ -88,7 +89,7 @@ class Commands:
             log.say("method", "a call with a request id that is none was ignored")
             return
         name = _text(name)
-        handler, timeout_s = self._methods.get(name, (None, 0))
+        handler, timeout_s, raw = self._methods.get(name, (None, 0, False))
         if handler is None:
             log.say("method", "call of %s: there is no such method" % name)
             self._answer(rid, 404, _sentence("this device has no method of that name"))
@@ -96,7 +97,7 @@ class Commands:
         if len(body) > _LARGE_BYTES:
             gc.collect()  # there may be room for it, in pieces
         try:
-            payload = parse(body)
+            payload = body if raw else parse(body)
         except ValueError as e:
             self._answer(rid, 400, _sentence("the payload cannot be read: %s" % e))
             return
