@@ -115,6 +115,8 @@ def check(raw):
             c.sntp.append(host_port(server, 123))
         except (ValueError, AttributeError):
             wrong.append('sntp must hold texts such as "host" or "host:port"')
+    if len(set(c.sntp)) < len(c.sntp):
+        wrong.append("sntp names one server twice: two that agree must be two")
     size = raw.get("record_size", "auto")
     c.record_size = 0 if size == "none" else size
     # 512.0 equals 512 and True equals 1, but neither is a size.

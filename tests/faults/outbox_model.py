@@ -55,7 +55,9 @@ class Workload:
         size = self.random.choice(self.sizes)
         priority = self.random.choice((0, 0, 1, 1, 1, 2, 3))
         boot = self.random.choice((0, 0, 7))
-        message = Message(self.random.randbytes(size), priority, self.random.randrange(1 << 30), boot)
+        message = Message(
+            self.random.randbytes(size), priority, self.random.randrange(1 << 30), boot
+        )
         flags = priority << 1 | (1 if boot else 0)
         before = self.box.dropped
         self.appending = message
