@@ -198,7 +198,7 @@ class Chip:
         self.image[self.nvs_offset : self.nvs_offset + len(data)] = data
 
     def namespace(self, name: str, create: bool = True) -> int:
-        number = ctypes.c_uint8()
+        number = ctypes.c_uint32()
         self.check(self.lib.nvs_open(name.encode(), create, ctypes.byref(number)))
         return number.value
 

@@ -64,9 +64,15 @@ def run(
     *,
     heap: str = "160K",
     timeout: float = 60,
+    flash: Path | None = None,
+    options: tuple[str, ...] = (),
     **parameters: Any,
 ) -> list[dict[str, Any]]:
-    """Each report of the script, in order; ScriptFailed with its output when it raised."""
+    """Each report of the script, in order; ScriptFailed with its output when it raised.
+
+    flash    an image whose NVS the script works with; without it the script has none
+    options  further words for the binary
+    """
     lines = [PRELUDE]
     for name, value in parameters.items():
         lines.append(
@@ -75,8 +81,10 @@ def run(
     path = directory / "script.py"
     directory.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n" + script, encoding="utf-8")
+    words = [str(BIN / leg), "-X", f"heapsize={heap}", *options]
+    words += ["--flash", str(flash)] if flash else []
     done = subprocess.run(
-        [str(BIN / leg), "-X", f"heapsize={heap}", str(path)],
+        [*words, str(path)],
         cwd=directory,
         capture_output=True,
         text=True,

@@ -28,6 +28,7 @@
 #define BOARD_ERR_NOT_FOUND 0x105
 #define BOARD_ERR_NOT_SUPPORTED 0x106
 #define BOARD_ERR_TIMEOUT 0x107
+#define BOARD_ERR_NOT_ALLOWED 0x10d
 #define BOARD_ERR_OTA_PARTITION_CONFLICT 0x1501
 #define BOARD_ERR_OTA_SELECT_INFO_INVALID 0x1502
 #define BOARD_ERR_OTA_VALIDATE_FAILED 0x1503
@@ -100,6 +101,7 @@ typedef struct {
 #define FLASH_SUBTYPE_OTA_0 0x10
 #define FLASH_SUBTYPE_OTADATA 0x00
 #define FLASH_SUBTYPE_NVS 0x02
+#define FLASH_SUBTYPE_NVS_KEYS 0x04
 
 // Reads the table. How many partitions, or -1 and flash_error() says in one sentence what
 // is wrong with it (the board then ends with exit code 75). Read afresh at each call.

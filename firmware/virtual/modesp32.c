@@ -42,11 +42,11 @@ static void check(int code) {
 
 typedef struct {
     mp_obj_base_t base;
-    uint8_t ns;
+    nvs_handle_t handle;
 } nvs_obj_t;
 
-static uint8_t ns_of(mp_obj_t self) {
-    return ((nvs_obj_t *)MP_OBJ_TO_PTR(self))->ns;
+static nvs_handle_t handle_of(mp_obj_t self) {
+    return ((nvs_obj_t *)MP_OBJ_TO_PTR(self))->handle;
 }
 
 static void nvs_obj_print(const mp_print_t *print, mp_obj_t self, mp_print_kind_t kind) {
@@ -58,10 +58,10 @@ static void nvs_obj_print(const mp_print_t *print, mp_obj_t self, mp_print_kind_
 static mp_obj_t nvs_obj_make_new(const mp_obj_type_t *type, size_t n_args, size_t n_kw,
     const mp_obj_t *args) {
     mp_arg_check_num(n_args, n_kw, 1, 1, false);
-    uint8_t ns;
-    check(nvs_open(mp_obj_str_get_str(args[0]), true, &ns));
+    nvs_handle_t handle;
+    check(nvs_open(mp_obj_str_get_str(args[0]), NVS_READWRITE, &handle));
     nvs_obj_t *self = mp_obj_malloc(nvs_obj_t, type);
-    self->ns = ns;
+    self->handle = handle;
     return MP_OBJ_FROM_PTR(self);
 }
 
@@ -73,14 +73,14 @@ static mp_obj_t nvs_obj_set_i32(mp_obj_t self, mp_obj_t key, mp_obj_t value_in) 
         mp_raise_msg(&mp_type_OverflowError,
             MP_ERROR_TEXT("overflow converting long int to machine word"));
     }
-    check(nvs_set_i32(ns_of(self), name, (int32_t)value));
+    check(nvs_set_i32(handle_of(self), name, (int32_t)value));
     return mp_const_none;
 }
 static MP_DEFINE_CONST_FUN_OBJ_3(nvs_obj_set_i32_obj, nvs_obj_set_i32);
 
 static mp_obj_t nvs_obj_get_i32(mp_obj_t self, mp_obj_t key) {
     int32_t value = 0;
-    check(nvs_get_i32(ns_of(self), mp_obj_str_get_str(key), &value));
+    check(nvs_get_i32(handle_of(self), mp_obj_str_get_str(key), &value));
     return mp_obj_new_int(value);
 }
 static MP_DEFINE_CONST_FUN_OBJ_2(nvs_obj_get_i32_obj, nvs_obj_get_i32);
@@ -89,7 +89,7 @@ static mp_obj_t nvs_obj_set_blob(mp_obj_t self, mp_obj_t key, mp_obj_t value_in)
     const char *name = mp_obj_str_get_str(key);
     mp_buffer_info_t value;
     mp_get_buffer_raise(value_in, &value, MP_BUFFER_READ);
-    check(nvs_set_blob(ns_of(self), name, value.buf, value.len));
+    check(nvs_set_blob(handle_of(self), name, value.buf, value.len));
     return mp_const_none;
 }
 static MP_DEFINE_CONST_FUN_OBJ_3(nvs_obj_set_blob_obj, nvs_obj_set_blob);
@@ -100,19 +100,19 @@ static mp_obj_t nvs_obj_get_blob(mp_obj_t self, mp_obj_t key, mp_obj_t room_in) 
     mp_get_buffer_raise(room_in, &room, MP_BUFFER_WRITE);
     uint8_t none;
     size_t length = room.len;
-    check(nvs_get_blob(ns_of(self), name, room.buf != NULL ? room.buf : &none, &length));
+    check(nvs_get_blob(handle_of(self), name, room.buf != NULL ? room.buf : &none, &length));
     return MP_OBJ_NEW_SMALL_INT(length);
 }
 static MP_DEFINE_CONST_FUN_OBJ_3(nvs_obj_get_blob_obj, nvs_obj_get_blob);
 
 static mp_obj_t nvs_obj_erase_key(mp_obj_t self, mp_obj_t key) {
-    check(nvs_erase_key(ns_of(self), mp_obj_str_get_str(key)));
+    check(nvs_erase_key(handle_of(self), mp_obj_str_get_str(key)));
     return mp_const_none;
 }
 static MP_DEFINE_CONST_FUN_OBJ_2(nvs_obj_erase_key_obj, nvs_obj_erase_key);
 
 static mp_obj_t nvs_obj_commit(mp_obj_t self) {
-    check(nvs_commit(ns_of(self)));
+    check(nvs_commit(handle_of(self)));
     return mp_const_none;
 }
 static MP_DEFINE_CONST_FUN_OBJ_1(nvs_obj_commit_obj, nvs_obj_commit);
@@ -238,8 +238,22 @@ static mp_obj_t partition_info(mp_obj_t self_in) {
 }
 static MP_DEFINE_CONST_FUN_OBJ_1(partition_info_obj, partition_info);
 
+// In our firmware the NVS (and the partition of its keys) cannot be reached past esp32.NVS: the
+// private keys of tlspolicy lie there. On a board tlspolicy does this (tlspolicy_store.c).
+static void check_open(const partition_obj_t *self) {
+    #ifndef OUTPOST_LEG_STOCK
+    if (self->part->type == FLASH_TYPE_DATA && (self->part->subtype == FLASH_SUBTYPE_NVS
+                                                || self->part->subtype == FLASH_SUBTYPE_NVS_KEYS)) {
+        check(BOARD_ERR_NOT_ALLOWED);
+    }
+    #else
+    (void)self;
+    #endif
+}
+
 static mp_obj_t partition_readblocks(size_t n_args, const mp_obj_t *args) {
     partition_obj_t *self = MP_OBJ_TO_PTR(args[0]);
+    check_open(self);
     uint32_t offset = (uint32_t)mp_obj_get_int(args[1]) * self->block_size;
     mp_buffer_info_t room;
     mp_get_buffer_raise(args[2], &room, MP_BUFFER_WRITE);
@@ -275,6 +289,7 @@ static void erase_around(partition_obj_t *self, uint32_t offset, size_t len) {
 
 static mp_obj_t partition_writeblocks(size_t n_args, const mp_obj_t *args) {
     partition_obj_t *self = MP_OBJ_TO_PTR(args[0]);
+    check_open(self);
     uint32_t offset = (uint32_t)mp_obj_get_int(args[1]) * self->block_size;
     mp_buffer_info_t data;
     mp_get_buffer_raise(args[2], &data, MP_BUFFER_READ);
@@ -305,6 +320,7 @@ static mp_obj_t partition_ioctl(mp_obj_t self_in, mp_obj_t cmd, mp_obj_t arg) {
             if (self->block_size != FLASH_SECTOR_SIZE) {
                 return MP_OBJ_NEW_SMALL_INT(-MP_EINVAL);
             }
+            check_open(self);
             check(flash_partition_erase(self->part,
                 (uint32_t)mp_obj_get_int(arg) * FLASH_SECTOR_SIZE, FLASH_SECTOR_SIZE));
             return MP_OBJ_NEW_SMALL_INT(0);

@@ -65,12 +65,14 @@ static int find_namespace(const char *name, uint8_t *ns) {
     return NVS_ERR_NOT_FOUND;
 }
 
-int nvs_open(const char *name, bool create, uint8_t *ns) {
+esp_err_t nvs_open(const char *name, nvs_open_mode_t mode, nvs_handle_t *handle) {
     TRY(usable());
-    if (find_namespace(name, ns) == BOARD_OK) {
+    uint8_t ns;
+    if (find_namespace(name, &ns) == BOARD_OK) {
+        *handle = ns;
         return BOARD_OK;
     }
-    if (!create) {
+    if (mode == NVS_READONLY) {
         return NVS_ERR_NOT_FOUND;
     }
     // A number that any item carries is taken too: its namespace entry may be damaged, and
@@ -93,21 +95,25 @@ int nvs_open(const char *name, bool create, uint8_t *ns) {
     }
     uint8_t value = (uint8_t)number;
     TRY(nvs_set_number(0, TYPE_U8, name, &value, 1));
-    *ns = value;
+    *handle = value;
     return BOARD_OK;
 }
 
-int nvs_set_i32(uint8_t ns, const char *key, int32_t value) {
-    uint8_t bytes[4];
-    put_le32(bytes, (uint32_t)value);
-    return nvs_set_number(ns, TYPE_I32, key, bytes, sizeof(bytes));
+void nvs_close(nvs_handle_t handle) {
+    (void)handle;
 }
 
-int nvs_get_i32(uint8_t ns, const char *key, int32_t *value) {
+esp_err_t nvs_set_i32(nvs_handle_t handle, const char *key, int32_t value) {
+    uint8_t bytes[4];
+    put_le32(bytes, (uint32_t)value);
+    return nvs_set_number((uint8_t)handle, TYPE_I32, key, bytes, sizeof(bytes));
+}
+
+esp_err_t nvs_get_i32(nvs_handle_t handle, const char *key, int32_t *value) {
     TRY(usable());
     place_t at;
     entry_t e;
-    if (!nvs_find(ns, TYPE_I32, key, CHUNK_NONE, &at, &e)) {
+    if (!nvs_find((uint8_t)handle, TYPE_I32, key, CHUNK_NONE, &at, &e)) {
         return NVS_ERR_NOT_FOUND;
     }
     *value = (int32_t)le32(e.data);
@@ -199,7 +205,8 @@ static bool same_blob(const entry_t *index, const uint8_t *data, size_t len) {
     return true;
 }
 
-int nvs_set_blob(uint8_t ns, const char *key, const void *data, size_t len) {
+esp_err_t nvs_set_blob(nvs_handle_t handle, const char *key, const void *data, size_t len) {
+    uint8_t ns = (uint8_t)handle;
     TRY(usable());
     place_t old;
     entry_t e;
@@ -229,7 +236,8 @@ int nvs_set_blob(uint8_t ns, const char *key, const void *data, size_t len) {
     return BOARD_OK;
 }
 
-int nvs_get_blob(uint8_t ns, const char *key, void *data, size_t *len) {
+esp_err_t nvs_get_blob(nvs_handle_t handle, const char *key, void *data, size_t *len) {
+    uint8_t ns = (uint8_t)handle;
     TRY(usable());
     place_t at;
     entry_t e;
@@ -256,7 +264,8 @@ int nvs_get_blob(uint8_t ns, const char *key, void *data, size_t *len) {
     return flash_read(nvs_entry_address(at.page, at.index + 1), data, size);
 }
 
-int nvs_erase_key(uint8_t ns, const char *key) {
+esp_err_t nvs_erase_key(nvs_handle_t handle, const char *key) {
+    uint8_t ns = (uint8_t)handle;
     TRY(usable());
     place_t at;
     entry_t e;
@@ -269,7 +278,7 @@ int nvs_erase_key(uint8_t ns, const char *key) {
     return e.type == TYPE_INDEX ? nvs_erase_chunks(ns, key, 0, CHUNK_NONE) : BOARD_OK;
 }
 
-int nvs_commit(uint8_t ns) {
-    (void)ns;
+esp_err_t nvs_commit(nvs_handle_t handle) {
+    (void)handle;
     return usable();
 }

@@ -53,15 +53,29 @@ typedef struct {
 } nvs_status_t;
 void nvs_status(nvs_status_t *status);
 
-// A namespace is a number from nvs_open; it stays good until nvs_deinit.
-int nvs_open(const char *name, bool create, uint8_t *ns);
-int nvs_set_i32(uint8_t ns, const char *key, int32_t value);
-int nvs_get_i32(uint8_t ns, const char *key, int32_t *value);
-int nvs_set_blob(uint8_t ns, const char *key, const void *data, size_t len);
+// The calls from here on are named and typed as ESP-IDF's, so that C code that uses them is the
+// same on the board. A handle is the namespace's number; it stays good until nvs_deinit, and
+// closing it does nothing.
+typedef int esp_err_t;
+typedef uint32_t nvs_handle_t;
+typedef enum { NVS_READONLY, NVS_READWRITE } nvs_open_mode_t;
+#define ESP_OK 0
+#define ESP_ERR_NVS_NOT_FOUND NVS_ERR_NOT_FOUND
+#define ESP_ERR_NVS_INVALID_NAME NVS_ERR_INVALID_NAME
+#define ESP_ERR_NVS_INVALID_LENGTH NVS_ERR_INVALID_LENGTH
+#define esp_err_to_name board_err_name
+const char *board_err_name(int code);
+
+// A namespace that is not there is made with NVS_READWRITE, else NVS_ERR_NOT_FOUND.
+esp_err_t nvs_open(const char *name, nvs_open_mode_t mode, nvs_handle_t *handle);
+void nvs_close(nvs_handle_t handle);
+esp_err_t nvs_set_i32(nvs_handle_t handle, const char *key, int32_t value);
+esp_err_t nvs_get_i32(nvs_handle_t handle, const char *key, int32_t *value);
+esp_err_t nvs_set_blob(nvs_handle_t handle, const char *key, const void *data, size_t len);
 // *len: room in, length of the value out. data NULL: asks the length alone.
-int nvs_get_blob(uint8_t ns, const char *key, void *data, size_t *len);
-int nvs_erase_key(uint8_t ns, const char *key);
-int nvs_commit(uint8_t ns);
+esp_err_t nvs_get_blob(nvs_handle_t handle, const char *key, void *data, size_t *len);
+esp_err_t nvs_erase_key(nvs_handle_t handle, const char *key);
+esp_err_t nvs_commit(nvs_handle_t handle);
 
 // What the radio's driver does when it is set up: its calibration and settings go into the
 // namespace nvs.net80211. BOARD_OK, or the code that makes network.WLAN() fail (0x1105: full).

@@ -22,8 +22,9 @@ int nvs_wifi_init(void) {
         { "ap.chan", 0, 1 }, { "ap.hidden", 0, 0 }, { "ap.max.conn", 0, 4 },
         { "bcn.interval", 2, 100 }, { "ap.phym", 0, 7 }, { "ap.phybw", 0, 2 },
     };
-    uint8_t ns;
-    TRY(nvs_open("nvs.net80211", true, &ns));
+    nvs_handle_t handle;
+    TRY(nvs_open("nvs.net80211", NVS_READWRITE, &handle));
+    uint8_t ns = (uint8_t)handle;
     for (size_t i = 0; i < sizeof(settings) / sizeof(settings[0]); i++) {
         uint8_t data[80];
         place_t at;
@@ -33,7 +34,7 @@ int nvs_wifi_init(void) {
             continue;
         }
         TRY(settings[i].len == 0 ? nvs_set_number(ns, TYPE_U8, settings[i].key, data, 1)
-            : nvs_set_blob(ns, settings[i].key, data, settings[i].len));
+            : nvs_set_blob(handle, settings[i].key, data, settings[i].len));
     }
     return BOARD_OK;
 }

@@ -10,7 +10,8 @@ if(CONFIG_MBEDTLS_DYNAMIC_BUFFER)
 endif()
 
 add_library(usermod_tlspolicy INTERFACE)
-target_sources(usermod_tlspolicy INTERFACE ${CMAKE_CURRENT_LIST_DIR}/tlspolicy.c)
+file(GLOB TLSPOLICY_SOURCES ${CMAKE_CURRENT_LIST_DIR}/tlspolicy*.c)
+target_sources(usermod_tlspolicy INTERFACE ${TLSPOLICY_SOURCES})
 target_include_directories(usermod_tlspolicy INTERFACE ${CMAKE_CURRENT_LIST_DIR})
 
 set(TLSPOLICY_WRAPPED
@@ -19,6 +20,7 @@ set(TLSPOLICY_WRAPPED
     mbedtls_ssl_conf_authmode
     mbedtls_ssl_conf_ca_chain
     mbedtls_ssl_conf_ciphersuites
+    mbedtls_ssl_conf_own_cert
     mbedtls_ssl_conf_verify
     mbedtls_ssl_setup
     mbedtls_ssl_set_hostname
@@ -28,6 +30,8 @@ set(TLSPOLICY_WRAPPED
     mbedtls_ssl_write
     mbedtls_ssl_free
     mbedtls_ctr_drbg_random
+    mbedtls_ecdsa_write_signature
+    nvs_open
     mbedtls_platform_set_time
     esp_mbedtls_mem_calloc
     esp_mbedtls_mem_free
@@ -35,6 +39,22 @@ set(TLSPOLICY_WRAPPED
 foreach(function ${TLSPOLICY_WRAPPED})
     target_link_libraries(usermod_tlspolicy INTERFACE "-Wl,--wrap=${function}")
 endforeach()
+
+# The keys lie in the NVS, whose raw bytes MicroPython's own modules must not reach: while these two
+# of its files are compiled, the calls that they make into ESP-IDF have the names of tlspolicy's
+# (tlspolicy_store.c). nvs_flash, esp_partition and spi_flash, which tlspolicy calls, are among what
+# MicroPython's ESP32 port requires already.
+set_property(SOURCE ${MICROPY_PORT_DIR}/esp32_partition.c APPEND PROPERTY COMPILE_DEFINITIONS
+    esp_partition_read=tlspolicy_partition_read
+    esp_partition_write=tlspolicy_partition_write
+    esp_partition_erase_range=tlspolicy_partition_erase_range
+    esp_partition_mmap=tlspolicy_partition_mmap
+)
+set_property(SOURCE ${MICROPY_PORT_DIR}/modesp.c APPEND PROPERTY COMPILE_DEFINITIONS
+    esp_flash_read=tlspolicy_flash_read
+    esp_flash_write=tlspolicy_flash_write
+    esp_flash_erase_region=tlspolicy_flash_erase_region
+)
 
 # mbedtls reads this after ESP-IDF's configuration; the code that uses mbedtls must see the same.
 # It sets what ESP-IDF calls CONFIG_MBEDTLS_X509_TRUSTED_CERT_CALLBACK=y and

@@ -6,7 +6,7 @@
 comma := ,
 TLSPOLICY_DIR := $(USERMOD_DIR)
 
-SRC_USERMOD_C += $(TLSPOLICY_DIR)/tlspolicy.c
+SRC_USERMOD_C += $(wildcard $(TLSPOLICY_DIR)/tlspolicy*.c)
 CFLAGS_USERMOD += -I$(TLSPOLICY_DIR)
 
 # The clock that certificates are judged by: `time_t name(time_t *)`.
@@ -19,6 +19,7 @@ TLSPOLICY_WRAPPED := \
 	mbedtls_ssl_conf_authmode \
 	mbedtls_ssl_conf_ca_chain \
 	mbedtls_ssl_conf_ciphersuites \
+	mbedtls_ssl_conf_own_cert \
 	mbedtls_ssl_conf_verify \
 	mbedtls_ssl_setup \
 	mbedtls_ssl_set_hostname \
@@ -27,6 +28,8 @@ TLSPOLICY_WRAPPED := \
 	mbedtls_ssl_read \
 	mbedtls_ssl_write \
 	mbedtls_ssl_free \
-	mbedtls_ctr_drbg_random
+	mbedtls_ctr_drbg_random \
+	mbedtls_ecdsa_write_signature \
+	nvs_open
 
 LDFLAGS_USERMOD += $(addprefix -Wl$(comma)--wrap=,$(TLSPOLICY_WRAPPED))

@@ -38,6 +38,8 @@
 #include "py/obj.h"
 #include "py/runtime.h"
 
+#include "tlspolicy_internal.h"
+
 #include "mbedtls/ctr_drbg.h"
 #include "mbedtls/platform.h"
 #include "mbedtls/platform_time.h"
@@ -117,7 +119,12 @@ typedef struct {
     uint8_t root[32];
     mbedtls_x509_time not_before, not_after;
     bool have_dates;
-    volatile mp_obj_t *raised;  // where step() keeps what the provider raised
+    volatile mp_obj_t *raised;  // where step() keeps what the provider or the signer raised
+    uint8_t out_record[5];      // header of the record being sent in pieces
+    bool changed_cipher;        // ours: what is sent from here on is encrypted
+    uint16_t out_left;          // of that record, not yet taken
+    uint8_t *piece;             // a record with a part of it: 5 bytes and what was agreed
+    uint16_t piece_have, piece_sent;
 } handshake_t;
 
 // What gives the roots: a Python callable, in the MicroPython heap. It stays in the list while
@@ -140,6 +147,9 @@ typedef struct _context_t {
     void *verify_argument;
     mbedtls_x509_crt *roots;
     mbedtls_x509_crl *revoked;
+    mbedtls_x509_crt *own_chain;    // load_cert_chain()
+    mbedtls_pk_context *own_key;
+    mbedtls_x509_crt *ours;         // what is in the context now is of client(), not the above
 } context_t;
 
 // What a connection keeps for its life.
@@ -152,6 +162,7 @@ typedef struct {
     void *bio;
     handshake_t *handshake;
     provider_t *provider;       // NULL: the context's own roots; kept until the handshake ends
+    tlspolicy_own_t *own;       // NULL: the context's own certificate, if any
     int refused;                // nonzero: every further call answers this
     uint16_t asked;             // 0: none
     uint16_t granted;           // 0: the server did not echo it
@@ -224,6 +235,8 @@ void __real_mbedtls_ssl_conf_verify(mbedtls_ssl_config *conf,
     int (*verify)(void *, mbedtls_x509_crt *, int, uint32_t *), void *context);
 void __real_mbedtls_ssl_conf_ca_chain(mbedtls_ssl_config *conf, mbedtls_x509_crt *roots,
     mbedtls_x509_crl *revoked);
+int __real_mbedtls_ssl_conf_own_cert(mbedtls_ssl_config *conf, mbedtls_x509_crt *chain,
+    mbedtls_pk_context *key);
 void __real_mbedtls_ssl_config_free(mbedtls_ssl_config *conf);
 int __real_mbedtls_ssl_setup(mbedtls_ssl_context *ssl, const mbedtls_ssl_config *conf);
 int __real_mbedtls_ssl_set_hostname(mbedtls_ssl_context *ssl, const char *name);
@@ -241,6 +254,8 @@ void __wrap_mbedtls_ssl_conf_verify(mbedtls_ssl_config *conf,
     int (*verify)(void *, mbedtls_x509_crt *, int, uint32_t *), void *context);
 void __wrap_mbedtls_ssl_conf_ca_chain(mbedtls_ssl_config *conf, mbedtls_x509_crt *roots,
     mbedtls_x509_crl *revoked);
+int __wrap_mbedtls_ssl_conf_own_cert(mbedtls_ssl_config *conf, mbedtls_x509_crt *chain,
+    mbedtls_pk_context *key);
 void __wrap_mbedtls_ssl_config_free(mbedtls_ssl_config *conf);
 int __wrap_mbedtls_ssl_setup(mbedtls_ssl_context *ssl, const mbedtls_ssl_config *conf);
 int __wrap_mbedtls_ssl_set_hostname(mbedtls_ssl_context *ssl, const char *name);
@@ -368,12 +383,6 @@ static bool may_have_issued(const mbedtls_x509_crt *root, const mbedtls_x509_crt
            || (wanted->len == own->len && memcmp(wanted->p, own->p, own->len) == 0);
 }
 
-static bool out_of_memory(int error) {
-    int low = -error & 0x7F;
-    return error == MBEDTLS_ERR_X509_ALLOC_FAILED || error == MBEDTLS_ERR_PK_ALLOC_FAILED
-           || low == -MBEDTLS_ERR_ASN1_ALLOC_FAILED || low == -MBEDTLS_ERR_MPI_ALLOC_FAILED;
-}
-
 static void free_roots(mbedtls_x509_crt *roots) {
     mbedtls_x509_crt_free(roots);
     mbedtls_free(roots);
@@ -404,7 +413,7 @@ static void walk_roots(mp_obj_t provider, const mbedtls_x509_crt *child, mbedtls
             continue;
         }
         free_roots(root);
-        if (ret != 0 && out_of_memory(ret)) {
+        if (ret != 0 && tlspolicy_out_of_memory(ret)) {
             mp_raise_OSError(MP_ENOMEM);
         }
         if (ret != 0) {
@@ -428,12 +437,30 @@ static connection_t *connection_of(mbedtls_ssl_context *ssl) {
 // thread or another connection may run there, and an exception may never come back.
 static int find_roots(void *unused, const mbedtls_x509_crt *child, mbedtls_x509_crt **found);
 
+// Puts the certificate of this connection into its context, or the context's own back.
+static void apply_own(connection_t *c) {
+    context_t *context = context_of(c->conf);
+    mbedtls_x509_crt *wanted = c->own != NULL ? tlspolicy_own_chain(c->own) : NULL;
+    if (context == NULL || context->ours == wanted) {
+        return;
+    }
+    context->ours = wanted;
+    // Without memory there is none in it, and a server that wants one refuses.
+    (void)__real_mbedtls_ssl_conf_own_cert(c->conf, NULL, NULL);
+    if (wanted != NULL) {
+        (void)__real_mbedtls_ssl_conf_own_cert(c->conf, wanted, tlspolicy_own_key(c->own));
+    } else if (context->own_chain != NULL) {
+        (void)__real_mbedtls_ssl_conf_own_cert(c->conf, context->own_chain, context->own_key);
+    }
+}
+
 static void enter(connection_t *c, size_t out_length) {
     active = c;
     tlspolicy_out_length = out_length;
     if (c->handshake == NULL) {
         return;
     }
+    apply_own(c);
     if (c->provider != NULL) {
         mbedtls_ssl_conf_ca_cb(c->conf, find_roots, NULL);
     } else {
@@ -480,8 +507,42 @@ static int find_roots(void *unused, const mbedtls_x509_crt *child, mbedtls_x509_
     return ret;
 }
 
+void *tlspolicy_in_handshake(tlspolicy_own_t **own) {
+    connection_t *c = active;
+    if (c == NULL || c->handshake == NULL) {
+        return NULL;
+    }
+    *own = c->own;
+    return c;
+}
+
+size_t tlspolicy_step_out(void) {
+    size_t out = tlspolicy_out_length;
+    leave();
+    return out;
+}
+
+bool tlspolicy_step_in(void *connection, size_t before, mp_obj_t raised) {
+    connection_t *c = connection;
+    if (raised != MP_OBJ_NULL) {
+        *c->handshake->raised = raised;
+    }
+    enter(c, before);
+    return !c->closing;
+}
+
 static void end_handshake(connection_t *c) {
+    if (c->own != NULL) {
+        tlspolicy_own_t *own = c->own;
+        const context_t *context = context_of(c->conf);
+        c->own = NULL;
+        if (context != NULL && context->ours == tlspolicy_own_chain(own)) {
+            apply_own(c);
+        }
+        tlspolicy_own_free(own);
+    }
     if (c->handshake != NULL) {
+        mbedtls_free(c->handshake->piece);
         mbedtls_platform_zeroize(c->handshake, sizeof(*c->handshake));
         mbedtls_free(c->handshake);
         c->handshake = NULL;
@@ -733,11 +794,70 @@ static int bio_recv(void *context, unsigned char *buf, size_t len) {
     return ret;
 }
 
+// mbedtls puts a whole handshake message into one record, however small the records that were
+// agreed are. Here such a record goes out in several. A piece counts as sent when all of it is, so
+// that mbedtls comes again with the same bytes until then.
+static int send_in_pieces(connection_t *c, handshake_t *h, const unsigned char *buf, size_t len) {
+    size_t taken = 0;
+    while (taken < len) {
+        if (h->piece_have == 0) {
+            if (h->out_left == 0) {
+                memcpy(h->out_record, buf, sizeof(h->out_record));
+                h->out_left = buf[3] << 8 | buf[4];
+                taken += sizeof(h->out_record);
+            }
+            size_t part = h->out_left < c->granted ? h->out_left : c->granted;
+            memcpy(h->piece, h->out_record, 3);
+            h->piece[3] = part >> 8;
+            h->piece[4] = part & 0xff;
+            memcpy(h->piece + 5, buf + taken, part);
+            h->piece_have = part + 5;
+        }
+        int ret = socket_send(c, h->piece + h->piece_sent, h->piece_have - h->piece_sent);
+        if (ret < 0) {
+            return taken > 0 ? (int)taken : ret;
+        }
+        h->piece_sent += ret;
+        if (h->piece_sent == h->piece_have) {
+            taken += h->piece_have - 5;
+            h->out_left -= h->piece_have - 5;
+            h->piece_have = h->piece_sent = 0;
+        }
+    }
+    return (int)taken;
+}
+
+// A record of the handshake, in the clear, that is larger than was agreed: from its first byte on.
+static bool needs_pieces(connection_t *c, handshake_t *h, const unsigned char *buf, size_t len) {
+    if (h->out_left > 0) {
+        return true;
+    }
+    if (c->granted == 0 || h->changed_cipher || len < 5) {
+        return false;
+    }
+    if (buf[0] == MBEDTLS_SSL_MSG_CHANGE_CIPHER_SPEC) {
+        h->changed_cipher = true;
+    }
+    return buf[0] == MBEDTLS_SSL_MSG_HANDSHAKE && (buf[3] << 8 | buf[4]) > c->granted
+           && len == (size_t)5 + (buf[3] << 8 | buf[4]);
+}
+
 static int bio_send(void *context, const unsigned char *buf, size_t len) {
     connection_t *c = context;
     handshake_t *h = c->handshake;
     if (h != NULL && h->stage == SENDING_AGAIN) {
         return (int)len;    // the server has it already
+    }
+    if (h != NULL && needs_pieces(c, h, buf, len)) {
+        if (h->piece == NULL) {
+            h->piece = mbedtls_calloc(1, (size_t)c->granted + 5);
+        }
+        if (h->piece == NULL) {
+            return MBEDTLS_ERR_SSL_ALLOC_FAILED;
+        }
+        int sent = send_in_pieces(c, h, buf, len);
+        h->tx += sent > 0 ? sent : 0;
+        return sent;
     }
     int ret = socket_send(c, buf, len);
     if (h != NULL && ret > 0) {
@@ -845,6 +965,8 @@ int __wrap_mbedtls_ssl_config_defaults(mbedtls_ssl_config *conf, int endpoint, i
     context->verify_argument = NULL;
     context->roots = NULL;
     context->revoked = NULL;
+    context->own_chain = NULL;
+    context->own_key = NULL;
     int ret = __real_mbedtls_ssl_config_defaults(conf, endpoint, transport, preset);
     if (ret == 0) {
         enforce(conf, settings.size);
@@ -872,6 +994,19 @@ void __wrap_mbedtls_ssl_conf_ca_chain(mbedtls_ssl_config *conf, mbedtls_x509_crt
         context->revoked = revoked;
     }
     __real_mbedtls_ssl_conf_ca_chain(conf, roots, revoked);
+}
+
+int __wrap_mbedtls_ssl_conf_own_cert(mbedtls_ssl_config *conf, mbedtls_x509_crt *chain,
+    mbedtls_pk_context *key) {
+    context_t *context = context_of(conf);
+    if (context != NULL) {
+        context->own_chain = chain;
+        context->own_key = key;
+        if (context->ours != NULL) {
+            return 0;       // it goes in when the handshake under way is over
+        }
+    }
+    return __real_mbedtls_ssl_conf_own_cert(conf, chain, key);
 }
 
 void __wrap_mbedtls_ssl_conf_authmode(mbedtls_ssl_config *conf, int authmode) {
@@ -909,15 +1044,24 @@ int __wrap_mbedtls_ssl_setup(mbedtls_ssl_context *ssl, const mbedtls_ssl_config 
     bool full = settings.full_buffers || c->asked == 0;
     c->in_length = full ? FULL_IN : SMALL_IN;
     c->out_length = full || c->asked > SMALL_OUT ? FULL_OUT : SMALL_OUT;
+    int ret = tlspolicy_own_take(&c->own);
+    if (ret != 0) {
+        mbedtls_free(c);
+        return ret;
+    }
+    if (c->own != NULL && tlspolicy_own_message(c->own) > c->out_length) {
+        c->out_length = FULL_OUT;
+    }
     enforce(conf, c->asked);
 
     tlspolicy_in_length = c->in_length;
     tlspolicy_out_length = c->out_length;
-    int ret = __real_mbedtls_ssl_setup(ssl, conf);
+    ret = __real_mbedtls_ssl_setup(ssl, conf);
     tlspolicy_in_length = FULL_IN;
     leave();
 
     if (ret != 0) {
+        tlspolicy_own_free(c->own);
         mbedtls_free(c);
         return ret;
     }
@@ -1370,6 +1514,17 @@ static const mp_rom_map_elem_t tlspolicy_globals_table[] = {
     { MP_ROM_QSTR(MP_QSTR_last), MP_ROM_PTR(&tlspolicy_last_obj) },
     { MP_ROM_QSTR(MP_QSTR_heap), MP_ROM_PTR(&tlspolicy_heap_obj) },
     { MP_ROM_QSTR(MP_QSTR_heap_reset), MP_ROM_PTR(&tlspolicy_heap_reset_obj) },
+    { MP_ROM_QSTR(MP_QSTR_key_new), MP_ROM_PTR(&tlspolicy_key_new_obj) },
+    { MP_ROM_QSTR(MP_QSTR_key_public), MP_ROM_PTR(&tlspolicy_key_public_obj) },
+    { MP_ROM_QSTR(MP_QSTR_key_erase), MP_ROM_PTR(&tlspolicy_key_erase_obj) },
+    { MP_ROM_QSTR(MP_QSTR_key_csr), MP_ROM_PTR(&tlspolicy_key_csr_obj) },
+    { MP_ROM_QSTR(MP_QSTR_key_sign), MP_ROM_PTR(&tlspolicy_key_sign_obj) },
+    { MP_ROM_QSTR(MP_QSTR_key_agree), MP_ROM_PTR(&tlspolicy_key_agree_obj) },
+    { MP_ROM_QSTR(MP_QSTR_self_signed), MP_ROM_PTR(&tlspolicy_self_signed_obj) },
+    { MP_ROM_QSTR(MP_QSTR_verify), MP_ROM_PTR(&tlspolicy_verify_obj) },
+    { MP_ROM_QSTR(MP_QSTR_certificate), MP_ROM_PTR(&tlspolicy_certificate_obj) },
+    { MP_ROM_QSTR(MP_QSTR_chain_ok), MP_ROM_PTR(&tlspolicy_chain_ok_obj) },
+    { MP_ROM_QSTR(MP_QSTR_client), MP_ROM_PTR(&tlspolicy_client_obj) },
 };
 static MP_DEFINE_CONST_DICT(tlspolicy_globals, tlspolicy_globals_table);
 

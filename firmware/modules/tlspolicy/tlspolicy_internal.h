@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: MIT
+// What the parts of tlspolicy share.
+//
+// tlspolicy.c          the floor, the record size, the roots, the handshake
+// tlspolicy_client.c   the client's certificate and who signs for it
+// tlspolicy_keys.c     the keys of the device: what Python may ask of them
+// tlspolicy_ec.c       P-256: signatures, shared secrets, points
+// tlspolicy_store.c    where the private keys lie, and who may not go there
+// tlspolicy_der.c      what is written and read in DER: requests, certificates, signatures
+// tlspolicy_cert.c     certificates as Python sees them
+#ifndef OUTPOST_TLSPOLICY_INTERNAL_H
+#define OUTPOST_TLSPOLICY_INTERNAL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "py/obj.h"
+#include "py/runtime.h"
+
+#include "mbedtls/ecp.h"
+#include "mbedtls/ssl.h"
+#include "mbedtls/x509_crt.h"
+
+// MicroPython has changed the name that it has for this.
+#define TLSPOLICY_NORETURN __attribute__((noreturn))
+
+#define TLSPOLICY_SLOTS (8)
+#define TLSPOLICY_SCALAR_BYTES (32)
+#define TLSPOLICY_POINT_BYTES (65)
+#define TLSPOLICY_HASH_BYTES (32)
+#define TLSPOLICY_RAW_SIGNATURE_BYTES (64)
+// SEQUENCE of two INTEGERs of up to 33 bytes.
+#define TLSPOLICY_DER_SIGNATURE_BYTES (72)
+#define TLSPOLICY_NAME_BYTES (128)
+#define TLSPOLICY_DATE_BYTES (14)
+// The longest thing written here: a self-signed certificate with the longest name in it twice.
+#define TLSPOLICY_DER_BYTES (768)
+
+// ---- tlspolicy_store.c
+
+// As it lies in the NVS: one blob, so that it is there whole or not at all.
+typedef struct {
+    uint8_t form;
+    uint8_t scalar[TLSPOLICY_SCALAR_BYTES];     // the private key
+    uint8_t point[TLSPOLICY_POINT_BYTES];       // the public one, uncompressed
+} tlspolicy_key_t;
+
+// Each answers 0 or ESP-IDF's code. Who loads a key wipes it.
+int tlspolicy_key_load(unsigned slot, tlspolicy_key_t *key);
+int tlspolicy_key_save(unsigned slot, tlspolicy_key_t *key);
+int tlspolicy_key_remove(unsigned slot);
+TLSPOLICY_NORETURN void tlspolicy_raise_store(int code);
+
+// ---- tlspolicy_ec.c: each answers 0 or mbedtls's code
+
+int tlspolicy_ec_random(void *out, size_t len);
+int tlspolicy_ec_make(tlspolicy_key_t *key);
+int tlspolicy_ec_sign(const tlspolicy_key_t *key, const uint8_t hash[TLSPOLICY_HASH_BYTES],
+    uint8_t raw[TLSPOLICY_RAW_SIGNATURE_BYTES]);
+// MBEDTLS_ERR_ECP_INVALID_KEY: the point is not on the curve.
+int tlspolicy_ec_agree(const tlspolicy_key_t *key, const uint8_t point[TLSPOLICY_POINT_BYTES],
+    uint8_t secret[TLSPOLICY_SCALAR_BYTES]);
+int tlspolicy_ec_verify(const uint8_t point[TLSPOLICY_POINT_BYTES],
+    const uint8_t hash[TLSPOLICY_HASH_BYTES], const uint8_t raw[TLSPOLICY_RAW_SIGNATURE_BYTES]);
+int tlspolicy_ec_check_point(const uint8_t point[TLSPOLICY_POINT_BYTES]);
+// The point of a public key; MBEDTLS_ERR_ECP_FEATURE_UNAVAILABLE where it is not one of P-256.
+int tlspolicy_ec_point_of(const mbedtls_pk_context *pk, uint8_t point[TLSPOLICY_POINT_BYTES]);
+bool tlspolicy_out_of_memory(int code);
+TLSPOLICY_NORETURN void tlspolicy_raise_ec(int code);
+
+// ---- tlspolicy_der.c
+
+// Signs what is written: ECDSA over its hash, r and s side by side. 0 or mbedtls's code.
+typedef int tlspolicy_signer_t(void *context, const uint8_t hash[TLSPOLICY_HASH_BYTES],
+    uint8_t raw[TLSPOLICY_RAW_SIGNATURE_BYTES]);
+
+// Strictly as X.690 has it; false where it is anything else, or a number has more than 32 bytes.
+bool tlspolicy_der_to_raw(const uint8_t *der, size_t len, uint8_t raw[TLSPOLICY_RAW_SIGNATURE_BYTES]);
+size_t tlspolicy_raw_to_der(const uint8_t raw[TLSPOLICY_RAW_SIGNATURE_BYTES],
+    uint8_t der[TLSPOLICY_DER_SIGNATURE_BYTES]);
+// How many bytes the first element has, its header included; 0: it is not a whole SEQUENCE.
+size_t tlspolicy_der_length(const uint8_t *der, size_t len);
+
+typedef struct {
+    const uint8_t *point;
+    const char *name;
+    size_t name_len;
+    const char *not_before, *not_after;         // NULL: a request, else a certificate
+    uint8_t serial[16];
+    tlspolicy_signer_t *sign;
+    void *context;
+} tlspolicy_paper_t;
+
+// A request or a self-signed certificate. Its length (it lies at the *end* of the buffer), or
+// mbedtls's code.
+int tlspolicy_der_write(const tlspolicy_paper_t *paper, uint8_t buffer[TLSPOLICY_DER_BYTES]);
+
+// ---- tlspolicy_cert.c
+
+// Takes each certificate of a chain in turn: DER, one after the other. Raises ValueError.
+void tlspolicy_read_certificate(mbedtls_x509_crt *crt, const uint8_t *der, size_t len);
+MP_DECLARE_CONST_FUN_OBJ_1(tlspolicy_certificate_obj);
+MP_DECLARE_CONST_FUN_OBJ_1(tlspolicy_chain_ok_obj);
+
+// ---- tlspolicy_keys.c
+
+MP_DECLARE_CONST_FUN_OBJ_VAR_BETWEEN(tlspolicy_key_new_obj);
+MP_DECLARE_CONST_FUN_OBJ_1(tlspolicy_key_public_obj);
+MP_DECLARE_CONST_FUN_OBJ_1(tlspolicy_key_erase_obj);
+MP_DECLARE_CONST_FUN_OBJ_2(tlspolicy_key_csr_obj);
+MP_DECLARE_CONST_FUN_OBJ_2(tlspolicy_key_sign_obj);
+MP_DECLARE_CONST_FUN_OBJ_2(tlspolicy_key_agree_obj);
+MP_DECLARE_CONST_FUN_OBJ_3(tlspolicy_verify_obj);
+MP_DECLARE_CONST_FUN_OBJ_VAR_BETWEEN(tlspolicy_self_signed_obj);
+unsigned tlspolicy_slot(mp_obj_t slot);
+
+// ---- tlspolicy_client.c
+
+typedef struct _tlspolicy_own_t tlspolicy_own_t;
+
+// What the connections from now on prove themselves with; NULL in *own: nothing. 0 or a code.
+int tlspolicy_own_take(tlspolicy_own_t **own);
+void tlspolicy_own_free(tlspolicy_own_t *own);
+mbedtls_x509_crt *tlspolicy_own_chain(tlspolicy_own_t *own);
+mbedtls_pk_context *tlspolicy_own_key(tlspolicy_own_t *own);
+// How long the handshake message with the chain in it is.
+size_t tlspolicy_own_message(const tlspolicy_own_t *own);
+MP_DECLARE_CONST_FUN_OBJ_VAR_BETWEEN(tlspolicy_client_obj);
+
+// ---- tlspolicy.c, for the signature in the handshake
+
+// The connection in whose handshake mbedtls is just now; NULL: none. `own` gets what it proves
+// itself with.
+void *tlspolicy_in_handshake(tlspolicy_own_t **own);
+// Around a call out of mbedtls into Python. `raised`: an exception to go on its way once mbedtls
+// has come back, or NULL. False: the connection was closed meanwhile.
+size_t tlspolicy_step_out(void);
+bool tlspolicy_step_in(void *connection, size_t before, mp_obj_t raised);
+
+#endif
