@@ -55,12 +55,17 @@ class World:
         files: dict[str, bytes | None] | None = None,
         library: str | None = None,
         name: str = "flash.bin",
+        drop: tuple[str, ...] = (),
         **settings,
     ) -> Path:
-        """A flash image whose device tries again every second or two."""
+        """A flash image whose device tries again every second or two.
+
+        drop: fields that its configuration is not to have
+        """
         address = sntp if isinstance(sntp, str) else (sntp or self.sntp()).address
         base = Settings(port=port, sntp=[address], **settings)
         raw = json.loads(base.to_json()) | {"backoff_s": [1, 2]} | (config or {})
+        raw = {field: value for field, value in raw.items() if field not in drop}
         content: dict[str, bytes | None] = {
             "/config.json": json.dumps(raw).encode(),
             **(files or {}),

@@ -28,9 +28,37 @@ DEVICE_ID_PUNCTUATION = "-:.+%_#*?!(),=@;$'"
 KEY_MIN_BYTES = 16
 KEY_MAX_BYTES = 64
 
+# Identity records (docs/identity-device.md, byte by byte). One of the two entries is in use:
+# i32 "idcur" says which. A candidate is in the other one, and i32 "idtry" names it.
+NVS_RECORDS = ("ida", "idb")
+NVS_CURRENT = "idcur"  # i32, 0 or 1: index into NVS_RECORDS
+NVS_TRIAL = "idtry"  # i32, likewise: the candidate on trial
+NVS_ONBOARD = "idonb"  # a record: what DPS is asked with, where it differs from the one in use
+NVS_BORN = "born"  # DER: self-signed certificate of the born key
+NVS_HUB = "hub"  # UTF-8, four lines: hub, device id, id scope, registration id, as DPS assigned
+# A record: magic, seq u32, kind u8, body, CRC-32 of all before; numbers are little-endian.
+#   symmetric       u8 length and bytes of the primary, u8 length and bytes of the secondary
+#                   (raw keys; the secondary's length may be 0)
+#   x509, signer    u8 key slot, u16 length and DER of the chain, leaf first, u16 length and
+#                   DER (SEC 1) of the private key: 0 but on a stock MicroPython, without slots
+RECORD_MAGIC = b"OPK1"
+RECORD_SYMMETRIC = 1
+RECORD_X509 = 2
+RECORD_SIGNER = 3
+SLOT_NONE = 255  # the key is in the record, or behind an external signer
+CHAIN_MAX_BYTES = 3072
+PRIVATE_KEY_MAX_BYTES = 256
+SLOT_BORN = 0  # never used up: seals secrets, endorses requests, and is the emergency's way in
+SLOTS_TLS = (1, 2, 3)  # the key in use, the next one, and one that DPS is asked with
+
 # Trust: factory.bin is, for each root, a 2-byte big-endian length and the DER.
 ROOTS_MAX_BYTES = 8192
 ROOTS_MAX = 6
+
+# The provisioning service (DPS) over MQTT.
+DPS_HOST = "global.azure-devices-provisioning.net"
+DPS_API_VERSION = "2019-03-31"
+DPS_API_VERSION_CSR = "2025-07-01-preview"  # the first whose registrations may carry a request
 
 # Time.
 UNIX_2000 = 946684800  # Unix time of 2000-01-01T00:00:00Z, where an ESP32's epoch lies

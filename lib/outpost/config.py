@@ -14,7 +14,8 @@ from .errors import ConfigError
 class Config:
     """The checked fields as attributes.
 
-    hub            host name of the MQTT endpoint (IoT Hub's name)
+    hub            host name of the MQTT endpoint (IoT Hub's name); None where DPS assigns it
+    dps            Dps, or None: the provisioning service that assigns the hub
     port           1 to 65535
     wifi_ssid, wifi_key
     sntp           list of (host, port)
@@ -26,6 +27,10 @@ class Config:
     full           what a full outbox does: 0 refuses, 1 drops the oldest, 2 drops by priority
     batch          bytes of one message made of several small ones, 0: none is
     """
+
+
+class Dps:
+    """id_scope, host, registration_id (None: the device id), csr (ask for a certificate)."""
 
 
 def _text(name, value, longest, wrong):
@@ -59,8 +64,45 @@ def host_port(value, default_port):
     return host, number
 
 
+def _host(name, value, wrong):
+    host = _text(name, value, 255, wrong)
+    if "/" in host or ":" in host or " " in host:
+        wrong.append("%s must be a host name alone, without scheme or port" % name)
+    return host
+
+
+def _dps(raw, wrong):
+    dps = Dps()
+    if not isinstance(raw, dict):
+        wrong.append('dps must be an object such as {"id_scope": "0ne0000ABCD"}')
+        return dps
+    dps.id_scope = _name("dps.id_scope", raw.get("id_scope"), wrong)
+    dps.host = _host("dps.host", raw.get("host", agreed.DPS_HOST), wrong)
+    dps.registration_id = raw.get("registration_id")
+    if dps.registration_id is not None:
+        _name("dps.registration_id", dps.registration_id, wrong)
+    dps.csr = raw.get("csr", False)
+    if not isinstance(dps.csr, bool):
+        wrong.append("dps.csr must be true or false")
+    for name in raw:
+        if name not in ("id_scope", "host", "registration_id", "csr"):
+            wrong.append("dps.%s is not a field of the configuration" % name)
+    return dps
+
+
+def _name(name, value, wrong):
+    """What may stand in a DPS user name: letters, digits and - . _ :"""
+    value = _text(name, value, 128, wrong)
+    for c in value:
+        if not ("a" <= c.lower() <= "z" or "0" <= c <= "9" or c in "-._:"):
+            wrong.append("%s may hold letters, digits and - . _ : alone" % name)
+            break
+    return value
+
+
 _FIELDS = (
     "hub",
+    "dps",
     "port",
     "wifi",
     "sntp",
@@ -83,11 +125,14 @@ def check(raw):
         )
     c = Config()
     wrong = []
+    c.hub = c.dps = None
     if "hub" in raw:
-        c.hub = _text("hub", raw["hub"], 255, wrong)
-        if "/" in c.hub or ":" in c.hub or " " in c.hub:
-            wrong.append("hub must be a host name alone, without scheme or port")
-    else:
+        c.hub = _host("hub", raw["hub"], wrong)
+    if "dps" in raw:
+        c.dps = _dps(raw["dps"], wrong)
+        if c.hub:
+            wrong.append("hub and dps are both there: dps gives the hub")
+    elif "hub" not in raw:
         wrong.append("hub is missing (the host name of the IoT Hub or broker)")
     c.port = _number("port", raw.get("port", 8883), 1, 65535, wrong)
     wifi = raw.get("wifi")

@@ -14,6 +14,9 @@ class OutpostError(Exception):
     """A failure that the library understood. str() is one sentence."""
 
     stage = "device"
+    refused = (
+        False  # the other side knows who this is, or says it does not: no fault of the network
+    )
 
     def __init__(self, sentence, person=False):
         super().__init__(sentence)
@@ -48,14 +51,16 @@ class TrustError(OutpostError):
 class TlsError(OutpostError):
     """The connection could not be made or was not trusted.
 
-    `climb` is True where a larger record size may cure it (see tls.Ladder).
+    `climb` is True where a larger record size may cure it (see tls.Ladder), `refused`
+    where the server did not take this device's certificate.
     """
 
     stage = "tls"
 
-    def __init__(self, sentence, person=False, climb=False):
+    def __init__(self, sentence, person=False, climb=False, refused=False):
         super().__init__(sentence, person)
         self.climb = climb
+        self.refused = refused
 
 
 class MqttError(OutpostError):
@@ -72,6 +77,13 @@ class Refused(MqttError):
     def __init__(self, code, sentence, person):
         super().__init__(sentence, person)
         self.code = code
+        self.refused = code in (4, 5)  # 3 is a server that is busy: back-off, not another key
+
+
+class ProvisioningError(OutpostError):
+    """The provisioning service gave no hub."""
+
+    stage = "dps"
 
 
 class OutboxFull(OutpostError):
