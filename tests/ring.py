@@ -12,7 +12,6 @@ import types
 
 from chip import REPO, SECTOR, Chip
 
-
 PARTS = ("errors", "outbox_scan", "outbox_room", "outbox")
 
 

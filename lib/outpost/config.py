@@ -16,6 +16,7 @@ class Config:
 
     hub            host name of the MQTT endpoint (IoT Hub's name); None where DPS assigns it
     dps            Dps, or None: the provisioning service that assigns the hub
+    gateway_host   the server to speak TLS with instead of the hub, or None
     port           1 to 65535
     wifi_ssid, wifi_key
     sntp           list of (host, port)
@@ -102,6 +103,7 @@ def _name(name, value, wrong):
 
 _FIELDS = (
     "hub",
+    "gateway_host",
     "dps",
     "port",
     "wifi",
@@ -134,6 +136,9 @@ def check(raw):
             wrong.append("hub and dps are both there: dps gives the hub")
     elif "hub" not in raw:
         wrong.append("hub is missing (the host name of the IoT Hub or broker)")
+    c.gateway_host = raw.get("gateway_host")
+    if c.gateway_host is not None:
+        _host("gateway_host", c.gateway_host, wrong)
     c.port = _number("port", raw.get("port", 8883), 1, 65535, wrong)
     wifi = raw.get("wifi")
     if not isinstance(wifi, dict):

@@ -126,13 +126,44 @@ class Device:
             log.say("outbox", "messages from before wait count=%d" % len(self._messages))
         try:
             while True:
-                wait_ms = self.step()
-                if self._stream:
-                    self._stream.wait(wait_ms)
-                else:
-                    time.sleep_ms(wait_ms)
+                self.pause(self.step())
         finally:
             self._close()
+
+    def run_and_sleep(self, every, linger=1, longest=60):
+        """Instead of run(): connect, send all that waits, take commands, then sleep deeply.
+
+        every    seconds from one start to the next (up to a tenth is added at random)
+        linger   seconds to stay on once all is sent, for commands that the hub holds
+        longest  seconds awake at the most, connected or not: what waits stays in flash
+
+        Does not return: the board starts anew after the sleep, from boot.py. docs/sleep.md.
+        """
+        from . import duty
+
+        duty.check(every, linger, longest)
+        log.say("boot", "Outpost device starts %s" % _where())
+        try:
+            why = duty.stay_awake(self, linger, longest)
+        finally:
+            self._close()
+        duty.sleep(every, why)
+
+    @property
+    def waiting(self):
+        """Messages taken and not yet acknowledged."""
+        return len(self._messages)
+
+    def busy(self):
+        """Whether something received is still being read or worked on."""
+        return bool(self._session) and self._session.receiving()
+
+    def pause(self, ms):
+        """Wait that long, or until something comes."""
+        if self._stream:
+            self._stream.wait(ms)
+        else:
+            time.sleep_ms(ms)
 
     def step(self):
         """One bounded slice of work. Returns how long the caller may sleep, in ms.

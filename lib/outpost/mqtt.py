@@ -230,6 +230,10 @@ class Session(MQTTClient):
             self._got += n
         return head[0]
 
+    def receiving(self):
+        """Whether a packet has begun to come and is not yet whole."""
+        return self._packet_start is not None
+
     def _done(self):
         self._body = None
         self._got = 0
