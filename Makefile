@@ -13,9 +13,12 @@ DEVICES ?= 1
 MFL ?= auto
 LEG ?= outpost32
 
+# How `make test` calls pytest.
+PYTEST_ARGS ?= -n 4
+
 # Debian's packages, by what needs them.
 APT_BUILD := gcc-multilib make xz-utils bzip2 ca-certificates
-APT_TEST := mosquitto nats-server openssl iproute2 nmap sslscan
+APT_TEST := mosquitto nats-server openssl iproute2 nmap sslscan softhsm2 strace
 
 .DELETE_ON_ERROR:
 .PHONY: help run test test-all lint bench micropython roots clean
@@ -32,8 +35,6 @@ help:
 
 run: micropython
 	@$(BIN)/outpost demo --devices '$(DEVICES)' --mfl '$(MFL)' --leg '$(LEG)' $(if $(RUN_FOR),--run-for '$(RUN_FOR)')
-
-PYTEST_ARGS ?= -n 4
 
 test: micropython $(BUILD)/.apt-test
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -15,6 +15,7 @@ if command -v flock >/dev/null 2>&1; then
 fi
 echo "Python packages into $venv ..."
 "$python" -m venv "$venv"
-"$venv/bin/pip" install --quiet --require-hashes -r tools/requirements.txt
-"$venv/bin/pip" install --quiet --no-deps --no-build-isolation -e .
+# Twice quiet: its warnings (one source package has no pyproject.toml) are nothing to act on.
+"$venv/bin/pip" install -qq --require-hashes -r tools/requirements.txt
+"$venv/bin/pip" install -qq --no-deps --no-build-isolation -e .
 touch "$ready"

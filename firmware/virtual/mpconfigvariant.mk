@@ -34,6 +34,8 @@ CFLAGS += -DMICROPY_MPHALPORT_H='"mphalvirtual.h"'
 ifeq ($(OUTPOST_LEG),stock)
 CFLAGS += -DOUTPOST_LEG_STOCK=1
 endif
+# As ESP-IDF has it since 5.0: time_t of 64 bits, or the year 2038 ends every certificate.
+CFLAGS += -D_FILE_OFFSET_BITS=64 -D_TIME_BITS=64
 LDFLAGS += -lpthread
 
 QSTR_GLOBAL_DEPENDENCIES += \

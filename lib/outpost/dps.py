@@ -13,7 +13,7 @@ import time
 
 from micropython import const
 
-from . import agreed, identity, keystore, sas
+from . import agreed, config, identity, keystore, sas
 from .errors import IdentityError, ProvisioningError
 
 RESPONSES = "$dps/registrations/res/#"
@@ -225,7 +225,9 @@ def _topic(topic):
 
 def _object(body):
     try:
-        told = json.loads(body)
+        # MicroPython's parser takes a text that ends early for a whole one.
+        text = body.decode()
+        told = json.loads(text) if config.closed(text) else None
     except (ValueError, RuntimeError):  # RuntimeError: nested deeper than the stack allows
         told = None
     if not isinstance(told, dict):

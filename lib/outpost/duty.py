@@ -14,8 +14,18 @@ from . import log
 _LEAST_S = 1
 
 
-def check(every_s, linger_s, longest_s):
-    """ValueError where these are no times to live by."""
+def run(device, every_s, linger_s, longest_s):
+    """One turn, which ends in deep sleep. ValueError where these are no times to live by."""
+    _check(every_s, linger_s, longest_s)
+    device.begin()
+    try:
+        why = _stay_awake(device, linger_s, longest_s)
+    finally:
+        device.close()
+    _sleep(every_s, why)
+
+
+def _check(every_s, linger_s, longest_s):
     for name, value, low in (
         ("every", every_s, 1),
         ("linger", linger_s, 0),
@@ -26,10 +36,12 @@ def check(every_s, linger_s, longest_s):
             or not isinstance(value, (int, float))
             or not low <= value <= 1e6
         ):
-            raise ValueError("run(): %s must be a number of seconds from %d to 1e6" % (name, low))
+            raise ValueError(
+                "run_and_sleep(): %s must be a number of seconds from %d to 1e6" % (name, low)
+            )
 
 
-def stay_awake(device, linger_s, longest_s):
+def _stay_awake(device, linger_s, longest_s):
     """step() until all that waits is sent and nothing has come for linger_s, or longest_s is over.
 
     Returns a sentence on why it ended. Being online, the device takes what the hub held for it.
@@ -39,7 +51,7 @@ def stay_awake(device, linger_s, longest_s):
     while True:
         wait_ms = device.step()
         now = log.uptime_ms()
-        if device.online and not device.waiting and not device.busy():
+        if device.idle():
             quiet = now if quiet is None else quiet
             if now - quiet >= linger_s * 1000:
                 return "all sent"
@@ -47,12 +59,12 @@ def stay_awake(device, linger_s, longest_s):
             quiet = None
         if now >= end:
             if device.online:
-                return "%d messages wait still" % device.waiting
-            return "not connected, %d messages wait" % device.waiting
+                return "%d messages wait still" % device.waiting()
+            return "not connected, %d messages wait" % device.waiting()
         device.pause(min(wait_ms, end - now, 200))
 
 
-def sleep(every_s, why):
+def _sleep(every_s, why):
     """Sleep deeply until `every_s` after the start, or a little longer: does not return."""
     import machine
 

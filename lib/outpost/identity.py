@@ -115,7 +115,18 @@ def _arm_signer(record):
             "outpost.identity.use_signer() before Device()",
             True,
         )
-    policy.client(record.chain, _signer)
+    policy.client(record.chain, _sign_outside)
+
+
+def _sign_outside(digest):
+    """What the TLS stack calls in the handshake."""
+    try:
+        return _signer(digest)
+    except (IdentityError, MemoryError):
+        raise
+    except Exception as e:
+        # Its text is the element's own: it is not known what is in it.
+        raise IdentityError("the secure element did not sign (%s)" % type(e).__name__)
 
 
 def certificates(chain):

@@ -112,7 +112,7 @@ def install(chain, now=None):
     name = identity.device_id(store.nvs)
     slot = store.free_slot()
     check_chain(chain, name, slot, now)
-    first = store.current() is None and not identity.Identity(name, store, "").credentials()
+    first = store.current() is None and identity.Identity(name, store, "").old_record() is None
     store.candidate(keystore.Record(agreed.RECORD_X509, slot=slot, chain=bytes(chain)))
     if first:
         store.commit()

@@ -14,6 +14,7 @@ import ssl
 import threading
 
 import pytest
+from legs import VIRTUAL
 from outpost_tools.partitions import TABLE_OFFSET, PartitionTable
 from outpost_tools.registry import Registry
 from world import line_number
@@ -234,6 +235,28 @@ def test_server_with_an_expired_certificate_is_refused(world):
     board = world.board(world.image(server.port))
     says(world, board, r"error +tls: localhost is not trusted: its certificate has expired")
     assert server.finished == []
+
+
+@pytest.mark.parametrize("leg", VIRTUAL, indirect=True)  # the release leg's clock is the host's
+def test_a_device_that_wakes_after_2038_takes_a_certificate_of_that_time(
+    world, tmp_path, monkeypatch
+):
+    from outpost_tools import pki
+
+    decades = dt.timedelta(days=40 * 365)
+    monkeypatch.setattr(pki, "ROOT_LIFE", decades)
+    monkeypatch.setattr(pki, "INTERMEDIATE_LIFE", decades)
+    ca = pki.DevCA(tmp_path / "long")
+    then = dt.datetime(2041, 1, 1, tzinfo=dt.UTC)
+    year = dt.timedelta(days=365)
+    leaf = ca.leaf("ecdsa", ["localhost"], not_before=then - year, not_after=then + year)
+    server = TlsServer(world, server_context(leaf))
+    sntp = world.sntp(offset_s=(then - dt.datetime.now(dt.UTC)).total_seconds())
+    board = world.board(world.image(server.port, sntp, trust=ca.roots_der()))
+    # It hangs up after the handshake, which is all that is asked of it here.
+    line = says(world, board, r"error +(tls|mqtt|hub): ")
+    assert "2041-01-01" in "".join(text.text for text in board.lines)
+    assert server.finished, line
 
 
 def test_server_that_speaks_tls_1_1_only_is_refused(world):

@@ -47,6 +47,7 @@ def test_first_connection_is_through_the_service_and_the_next_is_not(service, wo
     line_number(board, CONNECTED)
     board.wait_for(r"acked id=1", 60)
     assert len(service.events("provisioned")) == 1
+    board.stop()
     kept = entries(flash, "hub")["hub"]
     assert kept == f"127.0.0.1\n{DEVICE_ID}\n{service.dps.id_scope}\n{DEVICE_ID}".encode()
 
@@ -98,7 +99,7 @@ def test_disabled_enrolment_is_said_and_the_device_recovers(service, world):
     made = service.enrol(provisioningStatus="disabled")
     board = world.board(service.image(*made.keys))
     at = line_number(board, r"error +dps: this device's enrolment is disabled")
-    service.enrolments.put({**made.document, "provisioningStatus": "enabled"})
+    service.enrolments.put({**made.document, "provisioningStatus": "enabled"}, "*")
     line_number(board, CONNECTED, at)
 
 
@@ -139,7 +140,7 @@ def test_certificate_is_issued_for_a_key_made_on_the_device(service, world):
     at = line_number(board, r"hub +connected .*credential=new certificate$")
     line_number(board, r"identity +the new key works", at)
     board.wait_for(r"acked id=1", 60)
-    assert service.hub_device().authentication_type == "certificateAuthority"
+    assert service.hub_device().auth == "certificateAuthority"
     service.hub.disconnect(DEVICE_ID, "test")
     line_number(board, r"hub +connected .*credential=certificate$", at)
     # The hub forgets the device: it comes back by what it was enrolled with.

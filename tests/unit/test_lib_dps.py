@@ -1,6 +1,9 @@
-"""One registration as a state machine: what a provisioning service may answer, and what it may not."""
+"""One registration as a state machine: what the service may answer, and what it may not."""
 
 import pytest
+
+# Where the library is compiled from its source into 160 KB there are no 4 KB in one piece left.
+LEGS_HERE = ("outpost64", "outpost32", "stock-release")
 
 PRELUDE = """
 import json
@@ -122,7 +125,7 @@ assert now < 240000
 @pytest.mark.parametrize(
     "host",
     [
-        "'h' * 10000",
+        "'h' * 4000",
         "'h' * 254",
         "''",
         "None",
@@ -184,7 +187,7 @@ def test_outcomes_other_than_assigned_say_what_to_do(run):
 e = refused(reg(), 200, {"status": "disabled", "registrationState": {}}, "is disabled")
 assert e.person and e.refused
 e = refused(reg(), 200, {"status": "failed", "registrationState":
-    {"errorCode": 400207, "errorMessage": "m" * 5000}}, "did not assign a hub (400207: mmm")
+    {"errorCode": 400207, "errorMessage": "m" * 2000}}, "did not assign a hub (400207: mmm")
 assert e.person and not e.refused
 refused(reg(), 200, {"status": "assigning"}, "did not assign")
 refused(reg(), 200, {"status": ["x"], "registrationState": []}, "did not assign")
@@ -201,7 +204,7 @@ for status, more, later in ((429, "&retry-after=50", 50), (503, "", 3), (500, "&
 
 @pytest.mark.parametrize(
     "issued",
-    ["None", "[]", "'AAAA'", "['!!!!']", "[5]", "['MIIB']", "['A' * 8192]", "{}", "[None]"],
+    ["None", "[]", "'AAAA'", "['!!!!']", "[5]", "['MIIB']", "['A' * 4200]", "{}", "[None]"],
 )
 def test_issued_chain_that_is_none_is_refused(run, issued):
     run(f"refused(reg(b'csr'), 200, done(issuedCertificateChain={issued}), 'no certificate')")

@@ -17,7 +17,6 @@ from pathlib import Path
 import pki
 import pytest
 import tlsdevice
-from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.x509 import load_der_x509_certificate, load_der_x509_csr

@@ -125,6 +125,21 @@ class Operator:
                 made = self._sdk.update_device_with_certificate_authority(name, etag, status)
         return made.serialize(keep_readonly=True)
 
+    def authenticate(
+        self, device: dict[str, Any], auth: str, first: str, second: str, status: str
+    ) -> dict[str, Any]:
+        """Write a device back that was read, with another way to prove itself (as for `add`)."""
+        device_id, etag = device["deviceId"], device["etag"]
+        sdk, name = self._sdk, quote_id(device_id)
+        with self._asking(device_id):
+            if auth == "sas":
+                made = sdk.update_device_with_sas(name, etag, first, second, status)
+            elif auth == "selfSigned":
+                made = sdk.update_device_with_x509(name, etag, first, second or None, status)
+            else:
+                made = sdk.update_device_with_certificate_authority(name, etag, status)
+        return made.serialize(keep_readonly=True)
+
     def remove(self, device_id: str) -> None:
         with self._asking(device_id):
             self._sdk.delete_device(quote_id(device_id))
