@@ -272,7 +272,7 @@ class config:
     @staticmethod
     def load():
         class c:
-            queue, batch, full = 32, 0, 1
+            queue, batch, full, protect = 32, 0, 1, False
         return c
 sender.config = config
 s = Sender(open_outbox("outbox"))
