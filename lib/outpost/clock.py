@@ -178,7 +178,7 @@ class Clock:
             names.append(host)
         if answers:
             up = log.uptime_ms() // 1000
-            said = ", ".join(["%s %s" % (n, text(a + up)) for n, a in zip(names, answers)])
+            said = ", ".join(["%s %s" % (names[i], text(a + up)) for i, a in enumerate(answers)])
             log.say(
                 "clock",
                 "of %d time servers no two agree (%s): the time is tried, and not vouched for"

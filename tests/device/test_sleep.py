@@ -1,5 +1,5 @@
-"""The duty cycle: what was measured arrives, commands are taken, the next connection is resumed, and
-whatever becomes of the session, the device connects."""
+"""The duty cycle: what was measured arrives, the next connection is resumed, and whatever becomes
+of the session, the device connects."""
 
 from __future__ import annotations
 

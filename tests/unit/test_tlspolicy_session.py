@@ -110,7 +110,8 @@ said = attempt(lambda: connect(port, name="127.0.0.1"))     # judged by its cert
 size, _ = connect(port, asked=1024)
 none, _ = connect(port, asked=None)
 same, _ = connect(port)
-report(other="does not match" in said, size=size["resumed"], none=none["resumed"], same=same["resumed"])
+found = [facts["resumed"] for facts in (size, none, same)]
+report(other="does not match" in said, size=found[0], none=found[1], same=found[2])
 """,
         port=port,
         roots=[root],
