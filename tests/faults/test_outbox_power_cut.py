@@ -1,6 +1,6 @@
 """The power goes at every flash operation of append, release, making room and ring wrap: no
-accepted message is missing, none is invented, order is kept, what a policy dropped is counted, and the ring
-can still be used.
+accepted message is missing, none is invented, order is kept, what a policy dropped is counted, and
+the ring can still be used.
 
 The device's own outbox.py runs over the virtual board's flash, against a model. Each case replays a
 random workload, cuts it at operation N, starts again, compares, goes on, and compares again. A ring
