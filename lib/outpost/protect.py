@@ -1,8 +1,9 @@
 """Protect: bodies encrypted and authenticated from end to end, through gateway and hub.
 
 Standard JWE in compact form, `dir` with A128CBC-HS256 (RFC 7516, RFC 7518), under a 32-byte key
-that this device and whoever reads its messages share. The key lies in NVS (written there by
-`outpost image --payload-key`) and is named in the header (`kid`) by 8 bytes of its SHA-256. What is in flash on its way is not encrypted by this. Writes nothing.
+that this device and whoever reads its messages share. The key lies in NVS (`outpost image
+--payload-key` puts it there); the header names it (`kid`) by 8 bytes of its SHA-256. What is in
+flash on its way is not encrypted by this. Writes nothing.
 """
 
 import hashlib
