@@ -19,40 +19,52 @@ SESSION = const(2)  # a TLS session (resumption.py)
 
 
 def _load():
-    """{number: bytes} of what is there."""
+    """The memory as it is, where it is ours and whole; else nothing."""
     import machine
 
     whole = machine.RTC().memory()
-    parts = {}
     if len(whole) < 8 or whole[:4] != _MAGIC:
-        return parts
-    if binascii.crc32(whole[8:]) != struct.unpack_from("<I", whole, 4)[0]:
-        return parts
+        return b""
+    if binascii.crc32(memoryview(whole)[8:]) != struct.unpack_from("<I", whole, 4)[0]:
+        return b""
+    return whole
+
+
+def _parts(whole):
+    """(number, begin, end) of each part in it."""
     at = 8
     while at + 3 <= len(whole):
         number, size = struct.unpack_from("<BH", whole, at)
-        parts[number] = whole[at + 3 : at + 3 + size]
+        yield number, at + 3, at + 3 + size
         at += 3 + size
-    return parts
 
 
 def get(number):
     """The bytes kept under a number, or None."""
-    return _load().get(number)
+    whole = _load()
+    for found, begin, end in _parts(whole):
+        if found == number:
+            return whole[begin:end]
+    return None
 
 
 def put(number, data):
     """Keep bytes under a number; None takes them out. False where there is no room."""
-    parts = _load()
-    if parts.get(number) == data:
-        return True
-    parts.pop(number, None)
+    whole = _load()
+    after = bytearray(8)
+    for found, begin, end in _parts(whole):
+        if found != number:
+            after += memoryview(whole)[begin - 3 : end]
+        elif data is not None and data == whole[begin:end]:
+            return True
     if data is not None:
-        parts[number] = data
-    body = b"".join([struct.pack("<BH", n, len(d)) + d for n, d in parts.items()])
-    if len(body) + 8 > _SIZE:
+        after += struct.pack("<BH", number, len(data))
+        after += data
+    if len(after) > _SIZE:
         return False
     import machine
 
-    machine.RTC().memory(_MAGIC + struct.pack("<I", binascii.crc32(body)) + body)
+    after[:4] = _MAGIC
+    struct.pack_into("<I", after, 4, binascii.crc32(memoryview(after)[8:]))
+    machine.RTC().memory(after)
     return True

@@ -2,7 +2,7 @@
 
 import pytest
 
-PRELUDE = "import machine, os\nfrom outpost import rtcmem\nrtc = machine.RTC()\n"
+PRELUDE = "import gc, machine, os\nfrom outpost import rtcmem\ngc.collect()\nrtc = machine.RTC()\n"
 
 
 def test_parts_are_kept_apart_and_replaced(micropython):
