@@ -58,3 +58,23 @@ def flash_with_keys(path: Path, keys: dict[int, bytes]) -> Path:
         chip.set_blob(namespace, f"k{slot}", blob)
     chip.close()
     return path
+
+
+def about_to_move_a_page(path: Path, slot: int) -> Path:
+    """The same image, written to until the next key in the slot makes the NVS move a page."""
+    chip = Chip(path)
+    assert chip.start(NVS_OFFSET, NVS_SIZE) == 0
+    other, keys = chip.namespace("other"), chip.namespace(NAMESPACE)
+    turn = 0
+    while True:
+        before, erases = chip.nvs_bytes, chip.counts().erases
+        chip.set_blob(keys, f"k{slot}", bytes([FORM]) + bytes(97))
+        moved = chip.counts().erases > erases
+        chip.nvs_bytes = before
+        assert chip.restart() == 0
+        if moved:
+            chip.close()
+            return path
+        turn += 1
+        # Something in every page stays, so that there is something to move.
+        chip.set_i32(other, f"kept{turn}" if turn % 12 == 0 else "churn", turn)

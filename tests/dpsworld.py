@@ -1,97 +1,66 @@
-"""A hub with its provisioning service, and a web hook of custom allocation.
+"""A device's world with the provisioning service in it: an enrolment, and an image that asks.
 
-It owns one hub in a temporary folder; `WebHook` owns one thread that answers HTTP.
+It owns the hub that it starts, with the service on the same listener, as `outpost hub run` has it.
 """
 
 from __future__ import annotations
 
-import json
-import threading
-import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
+import base64
+from pathlib import Path
 
-from dpsclient import Client
-from hubs import roots_file
-from outpost_tools import sas
+from identities import edit
+from outpost_tools.enrolment import derive_key
 from outpost_tools.hub import Hub
 from outpost_tools.hub.dps import Dps
 from outpost_tools.registry import Registry
+from world import DEVICE_ID, World
 
 
-class World:
-    def __init__(self, data, **options):
-        self.data = data
-        self.roots = roots_file(data)
-        self.dps = Dps(data, **{"retry_after_s": 1, **options})
+class DpsWorld:
+    """`world` with a service; `image()` gives a flash image whose device knows no hub."""
+
+    def __init__(self, world: World, **options) -> None:
+        self.world = world
+        world.registry.remove(DEVICE_ID)
+        self.dps = Dps(world.data, **{"retry_after_s": 1, **options})
         self.enrolments = self.dps.enrolments
-        self.hub = Hub(data, faces=[self.dps], services=[self.dps])
-        self.hub.start()
-        self.number = 0
+        self.hub = self.start()
 
-    def name(self):
-        self.number += 1
-        return f"pump-{self.number}"
+    def start(self, port: int = 0) -> Hub:
+        hub = Hub(self.world.data, port=port, faces=[self.dps], services=[self.dps])
+        hub.start()
+        self.world._closing.append(hub)
+        # The first of the hub's names is what the service assigns.
+        return hub
 
-    def enrol(self, name=None, **more):
-        name = name or self.name()
+    def enrol(self, **more):
         attestation = more.pop("attestation", {"type": "symmetricKey"})
-        return self.enrolments.put({"registrationId": name, "attestation": attestation, **more})
+        return self.enrolments.put(
+            {"registrationId": DEVICE_ID, "attestation": attestation, **more}
+        )
 
-    def group(self, name, **more):
-        attestation = more.pop("attestation", {"type": "symmetricKey"})
-        return self.enrolments.put({"enrollmentGroupId": name, "attestation": attestation, **more})
+    def group_key(self) -> str:
+        made = self.enrolments.put(
+            {"enrollmentGroupId": "presses", "attestation": {"type": "symmetricKey"}}
+        )
+        return derive_key(made.keys[0], DEVICE_ID)
 
-    def token(self, name, key, life_s=600, scope=None, policy="registration"):
-        resource = f"{scope or self.dps.id_scope}/registrations/{name}"
-        return sas.make(key, resource, int(time.time() + life_s), policy)
+    def image(self, *keys: str, csr: bool = False, port: int = 0, **more) -> Path:
+        """keys: primary and secondary, in the older form; none: the born key alone."""
+        dps = {"id_scope": self.dps.id_scope, "host": "127.0.0.1"} | ({"csr": True} if csr else {})
+        config = {"dps": dps, **more.pop("config", {})}
+        flash = self.world.image(port or self.hub.port, config=config, drop=("hub",), **more)
+        named = dict(zip(("sas1", "sas2"), (k.encode() for k in keys), strict=False))
+        edit(flash, **{"sas1": None, "sas2": None, **named})
+        return flash
 
-    def client(self, name, key=None, **options):
-        return Client(self, name, key, **options)
-
-    def register(self, name, key=None, body=None, **options):
-        """From CONNECT to the outcome: the last answer's JSON."""
-        with self.client(name, key, **options) as client:
-            return client.register(body)
-
-    def hub_device(self, device_id):
-        with Registry(self.data) as registry:
+    def hub_device(self, device_id: str = DEVICE_ID):
+        with Registry(self.world.data) as registry:
             return registry.find(device_id)
 
-    def log(self):
-        return json.dumps(self.hub.events, default=str)
-
-    def close(self):
-        if hasattr(self, "json_client"):
-            self.json_client.__exit__()
-        self.hub.stop()
+    def events(self, kind: str) -> list:
+        return [e for e in self.hub.events if e["event"] == kind]
 
 
-class WebHook:
-    """A custom allocation: answers what it is told to, and keeps what it was asked."""
-
-    def __init__(self):
-        self.asked, self.status, self.answer = [], 200, {}
-        self.thinks = threading.Event()  # answers once this is set
-        self.thinks.set()
-        hook = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                length = int(self.headers["Content-Length"])
-                hook.asked.append(json.loads(self.rfile.read(length)))
-                body = hook.answer if isinstance(hook.answer, bytes) else json.dumps(hook.answer)
-                hook.thinks.wait(4)
-                self.send_response(hook.status)
-                self.end_headers()
-                self.wfile.write(body if isinstance(body, bytes) else body.encode())
-
-            def log_message(self, *_):
-                pass
-
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/choose"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()
+def key_bytes(key: str) -> bytes:
+    return base64.b64decode(key)

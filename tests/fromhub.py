@@ -33,7 +33,7 @@ class Operator:
         return bool(eventually(lambda: not self.waiting(), timeout_s))
 
     def desire(self, patch: dict[str, Any]) -> None:
-        self.core.wait(self.core.twin_patch_desired(self.device_id, patch))
+        self.core.wait(self.core.twin_patch(self.device_id, desired=patch))
 
     def reported(self) -> dict[str, Any]:
         twin = self.core.wait(self.core.twin_get(self.device_id))

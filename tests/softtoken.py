@@ -1,18 +1,24 @@
 """A PKCS #11 token in software (SoftHSM, from Debian): real library, real token, in a folder.
 
-It owns that folder and the environment variable by which the library finds it.
+It owns that folder, one for each test process, and the environment variable by which the library
+finds it. The library reads both once, when it is loaded, so a process has one token, and each test
+a key label of its own.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 
 from outpost_tools.vault import TokenPlace
 
 PIN = "271828"
 LABEL = "fleet"
+_numbers = itertools.count(1)
 
 
 def library() -> str:
@@ -23,17 +29,23 @@ def library() -> str:
     return found[0]
 
 
-def make_token(folder: Path, label: str = LABEL) -> TokenPlace:
-    """A fresh token; from then on this process and its children find it."""
-    folder.mkdir(exist_ok=True)
-    tokens = folder / "tokens"
-    tokens.mkdir(exist_ok=True)
-    config = folder / "softhsm2.conf"
+@functools.cache
+def _store() -> tempfile.TemporaryDirectory[str]:
+    folder = tempfile.TemporaryDirectory(prefix="outpost-test-tokens-")
+    tokens = Path(folder.name) / "tokens"
+    tokens.mkdir()
+    config = Path(folder.name) / "softhsm2.conf"
     config.write_text(
         f"directories.tokendir = {tokens}\nobjectstore.backend = file\nlog.level = ERROR\n"
     )
     os.environ["SOFTHSM2_CONF"] = str(config)
-    command = ["softhsm2-util", "--init-token", "--free", "--label", label]
+    command = ["softhsm2-util", "--init-token", "--free", "--label", LABEL]
     command += ["--pin", PIN, "--so-pin", "31415926"]
     subprocess.run(command, check=True, capture_output=True)
-    return TokenPlace(library(), label, "ca")
+    return folder
+
+
+def make_token() -> TokenPlace:
+    """The place of a key that is not there yet; this process's children find the token too."""
+    _store()
+    return TokenPlace(library(), LABEL, f"ca-{next(_numbers)}")

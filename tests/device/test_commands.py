@@ -1,4 +1,4 @@
-"""Commands in, on the whole device and the real hub: direct methods and cloud-to-device messages."""
+"""Commands in, on the whole device and the real hub: methods and cloud-to-device messages."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pki
 import pytest
 import tlsdevice
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.x509 import load_der_x509_certificate, load_der_x509_csr
@@ -165,6 +166,55 @@ def test_a_server_that_demands_a_certificate_gets_the_device_s_at_every_record_s
     assert done[0] == {"data": "hello"}, (done, server.seen)
     assert done[1]["error"] == "" and done[1]["facts"]["granted"] == size
     assert server.certificates[0] is not None and chain.startswith(server.certificates[0])
+
+
+@pytest.mark.parametrize("part", [1, 5, 7, 511, 600])
+def test_a_socket_that_takes_a_few_bytes_at_a_time_gets_the_same_records(
+    part: int, tmp_path: Path
+) -> None:
+    flash = blank_flash(tmp_path / "flash.bin")
+    point = device_key("outpost64", tmp_path, flash)
+    fleet = Fleet.make()
+    script = (
+        CONNECT
+        + """
+import io, errno
+
+class Slow(io.IOBase):
+    # Takes `part` bytes of every second write, and nothing of the others.
+    def __init__(self, s):
+        self.s, self.turn, self.calls = s, 0, 0
+    def write(self, data):
+        self.turn ^= 1
+        self.calls += 1
+        return self.s.write(bytes(data[:part])) if self.turn else None
+    def readinto(self, buf):
+        return self.s.readinto(buf)
+    def ioctl(self, request, argument):
+        return 0
+
+tlspolicy.max_fragment_length(512)
+tlspolicy.client(read(chain), 1)
+slow = Slow(tcp(port))
+s = context(root).wrap_socket(slow, server_hostname="localhost")
+rest = b"hello"
+while rest:
+    rest = rest[s.write(rest) or 0:]
+report(data=s.read(5).decode(), calls=slow.calls, tx=last()["tx"])
+"""
+    )
+    with demanding(tmp_path, fleet.root) as (server, root):
+        done = tlsdevice.one(
+            "outpost64",
+            tmp_path,
+            script,
+            flash=flash,
+            port=server.port,
+            root=root,
+            part=part,
+            chain=put(tmp_path / "chain.der", fleet.chain(point, 3)),
+        )
+    assert done["data"] == "hello" and done["calls"] > 2 * 1300 // part, server.seen
 
 
 # ---------------------------------------------------------------- the signer

@@ -1,6 +1,7 @@
 """The fleet's CA: its key is never in the clear, and it signs nothing that it has not judged."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,13 @@ def test_openssl_opens_the_key_with_the_passphrase_and_only_with_it(plain):
     assert subprocess.run([*command, "env:P"], env=right, capture_output=True).returncode == 0
     wrong = {**os.environ, "P": PASSPHRASE + "x"}
     assert subprocess.run([*command, "env:P"], env=wrong, capture_output=True).returncode
+
+
+def test_guessing_the_passphrase_of_a_stolen_file_is_slow(plain):
+    command = ["openssl", "asn1parse", "-in", plain.folder / "root.key"]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    rounds = re.search(r"PBKDF2.*?INTEGER +:([0-9A-F]+)", shown, re.DOTALL)
+    assert int(rounds[1], 16) >= 600_000 and "hmacWithSHA256" in shown and "aes-256-cbc" in shown
 
 
 def test_a_wrong_passphrase_is_said_in_a_sentence_that_does_not_repeat_it(plain):

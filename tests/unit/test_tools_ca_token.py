@@ -11,8 +11,8 @@ from test_tools_ca import csr
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> TokenPlace:
-    return make_token(tmp_path_factory.mktemp("hsm"))
+def place() -> TokenPlace:
+    return make_token()
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from dpsclient import API, REGISTER, RESPONSES, STATUS
-from dpsworld import WebHook, World
+from dpshub import WebHook, World
 from hubs import eventually
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 from dpsclient import REGISTER, STATUS
-from dpsworld import WebHook, World
+from dpshub import WebHook, World
 from hubs import eventually
 from outpost_tools.enrolment import derive_key
 from outpost_tools.hub.dps import CSR_SINCE

@@ -1,6 +1,7 @@
 """A factory run: nothing secret is shared, nothing is open to others, and a kill costs nothing."""
 
 import base64
+import hmac
 import json
 import os
 import signal
@@ -127,6 +128,22 @@ def test_a_born_board_gets_an_image_without_any_key_and_no_entry(tmp_path):
     assert sorted(nvs(tmp_path, "pump-0001")) == ["outpost.floor", "outpost.id"]
 
 
+def test_keys_for_the_provisioning_service_are_derived_from_its_groups(tmp_path):
+    group = base64.b64encode(b"g" * 32).decode()
+    (tmp_path / "group.key").write_text(group + "\n")
+    text = '[dps]\nid_scope = "0ne0000ABCD"\ngroup_key_file = "group.key"'
+    path = profile(tmp_path)
+    path.write_text(path.read_text() + text)
+    run(tmp_path, 2, path)
+    for name in ("pump-0001", "pump-0002"):
+        mac = hmac.digest(b"g" * 32, name.encode(), "sha256")
+        assert nvs(tmp_path, name)["outpost.sas1"] == base64.b64encode(mac)
+    assert (tmp_path / "out" / "registry.jsonl").read_text() == "", "DPS makes the entries"
+    for file in (tmp_path / "out").rglob("*.*"):
+        assert not file.is_file() or group.encode() not in file.read_bytes()
+    assert b'"dps"' in (tmp_path / "out" / "common.bin").read_bytes()
+
+
 def test_the_image_of_all_holds_no_identity_and_no_key(tmp_path):
     run(tmp_path, 2, profile(tmp_path, image="encrypt_nvs = true"))
     common = (tmp_path / "out" / "common.bin").read_bytes()
@@ -193,7 +210,7 @@ def test_a_generator_that_repeats_itself_is_caught(tmp_path, monkeypatch):
     made = Factory(tmp_path / "out", read(profile(tmp_path)), 2, ROOTS)
 
     def here(order, ca, word, missing, workers, progress):
-        factoryline.begin(order, None, "")
+        factoryline.begin(order, None, "", os.getppid())
         factoryline.make(missing)
 
     monkeypatch.setattr(made, "_run", here)
@@ -315,6 +332,7 @@ def test_two_runs_in_one_folder_do_not_meet(tmp_path):
         ('[device]\nid = "p-{n}"\nkeys = "rsa"\n', "one of symmetric"),
         ('[device]\nid = "p-{n}"\nfirst = true\n', "first is not a field"),
         ('[device]\nid = "p-{n}"\n[settings]\nhub = "https://x"\n', "not a host name"),
+        ('[device]\nid = "p-{n}"\n[dps]\nid_scope = "0ne1"\n', "group_key_file"),
         ('[device]\nid = "p-{n}"\n[settings]\nwifi_key_file = "none"\n', "Wi-Fi key"),
     ],
 )
@@ -346,3 +364,9 @@ def test_no_output_of_a_run_holds_a_secret(tmp_path):
     shown = done.output + (tmp_path / "out" / "manifest.json").read_text()
     shown += (tmp_path / "out" / "plan.json").read_text()
     assert not [s for s in secrets if s in shown]
+
+
+def test_a_worker_whose_run_is_gone_before_it_begins_ends():
+    """The kernel ends it only for what happens after it asked to be ended."""
+    program = "from outpost_tools.factoryline import begin; begin(None, None, '', 1)"
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 1

@@ -1,5 +1,6 @@
 """Provisioning a board: the whole way on real boards, and what a refusal leaves behind."""
 
+import base64
 import os
 import pty
 import re
@@ -12,7 +13,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from nvs_reader import read as read_nvs
-from outpost_tools import proof, provision, vault
+from outpost_tools import nvsimage, proof, provision, vault
 from outpost_tools.board import Board
 from outpost_tools.books import open_book
 from outpost_tools.ca import FleetCA, create, pem
@@ -29,6 +30,7 @@ from certs import DAY, holder
 
 PASSPHRASE = "correct horse battery"
 DEVICE = "pump-1"
+DER = serialization.Encoding.DER
 OURS = ("outpost64", "outpost32")
 
 
@@ -115,6 +117,21 @@ def test_a_board_with_a_key_and_certificate_of_the_host_in_its_image_connects(de
 
 
 @on(*OURS)
+def test_a_board_with_an_encrypted_nvs_is_provisioned_and_connects(desk):
+    hub = desk.world.hub()
+    keys = nvsimage.new_keys()
+    flash = desk.world.image(hub.port, device=Identity(DEVICE), nvs_keys=keys)
+    done = desk.provision(flash)
+    board = desk.world.board(flash)
+    board.wait_for(r"acked id=1", 60)
+    assert hub.connected == [DEVICE]
+    board.stop()
+    nvs = flash.read_bytes()[0x9000:0xF000]
+    for plain in (DEVICE.encode(), b"outpost", done.chain[0].public_bytes(DER)[:32]):
+        assert plain not in nvs, "it was written in the clear"
+
+
+@on(*OURS)
 def test_the_key_that_was_signed_is_the_boards_and_its_born_key_is_known(desk):
     flash = desk.image()
     done = desk.provision(flash)
@@ -137,6 +154,29 @@ def test_on_a_stock_board_the_weaker_way_is_said(desk, monkeypatch):
     assert done.exit_code == 0 and "weaker way" in done.stderr, done.output
     assert '"key_made_on": "host"' in done.stdout
     assert PASSPHRASE not in done.output and "PRIVATE" not in done.output
+
+
+@on("stock32")
+def test_a_key_that_the_host_made_shows_nowhere_but_in_the_boards_nvs(desk, capfd):
+    flash = desk.image()
+    seen = []
+
+    def watch(prompt):
+        seen.append(prompt)
+        return prompt
+
+    done = desk.provision(flash, wrap=watch)
+    held = desk.nvs(flash)
+    records = [held[at] for at in (("outpost", "ida"), ("outpost", "idb")) if at in held]
+    chain = proof.pack_chain(done.chain)
+    (private,) = [r.partition(chain)[2][2:-4] for r in records if chain in r]
+    scalar = serialization.load_der_private_key(private, None).private_numbers().private_value
+    raw = scalar.to_bytes(32, "big")
+    shown = capfd.readouterr()
+    text = shown.out + shown.err + seen[0]._wire.board.text + repr(done) + repr(seen[0])
+    written = b"".join(p.read_bytes() for p in desk.data.rglob("*") if p.is_file())
+    for form in (raw, raw.hex().encode(), private[7:39].hex().encode(), base64.b64encode(private)):
+        assert form not in written and form.decode("latin-1") not in text
 
 
 def test_provisioning_again_gives_another_certificate_which_is_the_one_in_use(desk):
@@ -293,9 +333,10 @@ def test_a_full_nvs_is_said_and_nothing_is_changed(desk):
             "    n.commit()\n"
         )
     before = desk.books()
-    with pytest.raises(OutpostError, match="(?i)nvs is full"):
+    held = desk.nvs(flash)
+    with pytest.raises(OutpostError, match="NVS full"):
         desk.provision(flash)
-    assert desk.books() == before
+    assert desk.books() == before and desk.nvs(flash) == held
 
 
 # Another CA

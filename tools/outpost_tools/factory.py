@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import hmac
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from outpost_tools.factoryline import Order
 from outpost_tools.fleet import Fleet
 from outpost_tools.paths import private_dir, write_whole
 from outpost_tools.profile import Profile
+from outpost_tools.signing import Signers
 
 COUNT_MAX = 1_000_000
 PLAN, MANIFEST, REGISTRY, COMMON = "plan.json", "manifest.json", "registry.jsonl", "common.bin"
@@ -71,7 +73,9 @@ class Factory:
         if self.profile.keys == "x509" and (ca is None or secret is None):
             raise OutpostError("Devices with certificates need the fleet's CA: `outpost ca new`.")
         with self._locked():
-            order = self._order(ca)
+            with Fleet(data) as fleet:
+                signers = Signers(data).for_devices(fleet.name) or b""
+            order = self._order(ca, signers)
             if (self.out / MANIFEST).is_file():
                 self._tidy()
                 return self.verify()
@@ -90,11 +94,12 @@ class Factory:
                 self._run(order, ca, word, missing, workers, progress)
             return self._finish(data)
 
-    def _order(self, ca: FleetCA | None) -> Order:
+    def _order(self, ca: FleetCA | None, signers: bytes) -> Order:
         """What every worker needs; the run's plan is kept, so that a second run is the same one."""
         path = self.out / PLAN
         digest = hashlib.sha256()
         digest.update(self.profile.digest().encode())
+        digest.update(hashlib.sha256(signers).digest())
         for root in self._trust:
             digest.update(hashlib.sha256(root).digest())
         if ca is not None and self.profile.keys == "x509":
@@ -104,8 +109,8 @@ class Factory:
             kept = _read_json(path)
             if {name: kept.get(name) for name in plan} != plan:
                 raise OutpostError(
-                    f"{self.out} holds another run (another count, profile, root or CA): take "
-                    "another folder, or give what that run was begun with."
+                    f"{self.out} holds another run (another count, profile, root, signer or CA): "
+                    "take another folder, or give what that run was begun with."
                 )
             build_time = kept["build_time"]
         else:
@@ -116,7 +121,7 @@ class Factory:
                 )
             build_time = self.profile.build_time or int(time.time())
             write_whole(path, json.dumps(plan | {"build_time": build_time}).encode())
-        return Order(self.out, self.profile, tuple(self._trust), build_time)
+        return Order(self.out, self.profile, tuple(self._trust), build_time, signers)
 
     def _sweep(self) -> None:
         """What a killed run left half written."""
@@ -146,7 +151,7 @@ class Factory:
             max_workers=max(1, min(workers, len(chunks))),
             mp_context=get_context("spawn"),
             initializer=factoryline.begin,
-            initargs=(order, folder, word),
+            initargs=(order, folder, word, os.getpid()),
         ) as pool:
             waiting = [pool.submit(factoryline.make, chunk) for chunk in chunks]
             try:

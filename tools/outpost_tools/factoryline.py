@@ -19,8 +19,9 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from outpost_tools import nvsimage, proof, provision, vault
+from outpost_tools import agreed, nvsimage, proof, provision, vault
 from outpost_tools.ca import FleetCA, Signer
+from outpost_tools.enrolment import derive_key
 from outpost_tools.errors import OutpostError
 from outpost_tools.image import build_image
 from outpost_tools.nvsimage import Identity
@@ -40,6 +41,7 @@ class Order:
     profile: Profile
     trust: tuple[bytes, ...]
     build_time: int
+    signers: bytes = b""  # whose commands the devices take
 
 
 @dataclass
@@ -57,12 +59,14 @@ _common = b""
 _open = contextlib.ExitStack()
 
 
-def begin(order: Order, ca_folder: Path | None, word: str) -> None:
-    """Once in each process."""
+def begin(order: Order, ca_folder: Path | None, word: str, run: int) -> None:
+    """Once in each process. `run` is the number of the process that started it."""
     global _order, _signer, _common
     with contextlib.suppress(OSError, AttributeError):
         # However the run ends, this process does not outlive it.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != run:
+        os._exit(1)  # it had gone before it could be watched
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _order = order
     if order.profile.output == "image":
@@ -85,8 +89,6 @@ def make(numbers: list[int]) -> int:
     assert _order is not None
     for number in numbers:
         _make_one(_order, number)
-        if os.getppid() == 1:
-            break
     return len(numbers)
 
 
@@ -116,6 +118,10 @@ def _identity(profile: Profile, device_id: str) -> Made:
     if profile.keys == "born":
         # Its key is made on the board, and its entry by `outpost provision`.
         return Made(Identity(device_id), None, [])
+    if profile.group_key:
+        # DPS derives it in the same way and makes the device's entry in the hub.
+        derived = derive_key(profile.group_key, device_id)
+        return Made(Identity(device_id, derived), None, [_mark(base64.b64decode(derived))])
     if profile.keys == "symmetric":
         first, second = new_key(), new_key()
         keys = {"primaryKey": first, "secondaryKey": second}
@@ -167,6 +173,7 @@ def common_image(order: Order) -> bytes:
         build_time_s=order.build_time,
         library="flash" if profile.library == "flash" else "frozen",
         app=profile.app,
+        files={agreed.SIGNERS_PATH: order.signers} if order.signers else None,
         size_mib=profile.flash_mib,
         nvs_keys=bytes(32) + b"\1" * 32 if profile.encrypt_nvs else None,
     )

@@ -1,7 +1,7 @@
 """A factory profile: what all devices of one run have in common, in a TOML file.
 
 It owns the words of that file and says in one sentence what is wrong with it. It holds no secret
-but the Wi-Fi key, which it takes from a file of its own and never prints.
+but the Wi-Fi key and a DPS group's key, which it takes from files of their own and never prints.
 """
 
 import hashlib
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from outpost_tools.errors import OutpostError
-from outpost_tools.image import DEFAULT_SNTP, Settings
+from outpost_tools.image import DEFAULT_SNTP, Dps, Settings
 from outpost_tools.proof import check_common_name
-from outpost_tools.registry import check_device_id
+from outpost_tools.registry import check_device_id, check_key
 
 KEYS = ("symmetric", "x509", "born")
 OUTPUTS = ("nvs", "image")
@@ -40,7 +40,9 @@ FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
         "record_size": (str, int),
         "suites": str,
         "keepalive_s": int,
+        "rotation_days": int,
     },
+    "dps": {"id_scope": str, "host": str, "csr": bool, "group_key_file": str},
 }
 
 
@@ -69,6 +71,7 @@ class Profile:
     roots: tuple[str, ...] = ()
     build_time: int | None = None
     settings: Settings = field(default_factory=Settings)
+    group_key: str = field(default="", repr=False)
 
     def device_id(self, number: int) -> str:
         """The id of the device at place `number` of the run, from 0 on."""
@@ -77,6 +80,7 @@ class Profile:
     def digest(self) -> str:
         """A hash of all that decides what the run makes: a resumed run must have the same."""
         content = {name: str(value) for name, value in vars(self).items() if name != "source"}
+        content["group_key"] = hashlib.sha256(self.group_key.encode()).hexdigest()
         content["settings"] = hashlib.sha256(self.settings.to_json()).hexdigest()
         if self.app is not None:
             # By content: a file that was edited between two runs would make two kinds of device.
@@ -119,8 +123,13 @@ def _profile(path: Path, raw: Mapping[str, Any]) -> Profile:
         },
         app=path.parent / image["app"] if "app" in image else None,
         roots=tuple(map(str, image.get("roots", ()))),
-        settings=_settings(path, raw.get("settings", {})),
+        settings=_settings(path, raw.get("settings", {}), raw.get("dps", {})),
+        group_key=_group_key(path, raw.get("dps", {})),
     )
+    if made.settings.dps is not None and made.keys == "symmetric" and not made.group_key:
+        raise OutpostError(
+            f"{path}: with DPS, symmetric keys come from its group's: give dps.group_key_file."
+        )
     for name, value, allowed in (
         ("device.keys", made.keys, KEYS),
         ("device.by", made.by, BY),
@@ -149,7 +158,17 @@ def _check_pattern(profile: Profile) -> None:
         raise OutpostError(f"{profile.source}: MQTT does not allow + and # in a device id.")
 
 
-def _settings(path: Path, raw: Mapping[str, Any]) -> Settings:
+def _group_key(path: Path, raw: Mapping[str, Any]) -> str:
+    if "group_key_file" not in raw:
+        return ""
+    file = path.parent / raw["group_key_file"]
+    try:
+        return check_key(file.read_text().strip(), "group key")
+    except (OSError, UnicodeDecodeError):
+        raise OutpostError(f"Cannot read the group key in {file}.") from None
+
+
+def _settings(path: Path, raw: Mapping[str, Any], dps: Mapping[str, Any]) -> Settings:
     wifi_key = ""
     if "wifi_key_file" in raw:
         file = path.parent / raw["wifi_key_file"]
@@ -157,12 +176,17 @@ def _settings(path: Path, raw: Mapping[str, Any]) -> Settings:
             wifi_key = file.read_text().strip("\r\n")
         except (OSError, UnicodeDecodeError):
             raise OutpostError(f"Cannot read the Wi-Fi key in {file}.") from None
-    plain = {n: raw[n] for n in ("hub", "port", "record_size", "suites", "keepalive_s") if n in raw}
+    names = ("hub", "port", "record_size", "suites", "keepalive_s", "rotation_days")
+    plain = {name: raw[name] for name in names if name in raw}
+    named = {name: value for name, value in dps.items() if name != "group_key_file"}
+    if dps and "id_scope" not in dps:
+        raise OutpostError(f"{path}: [dps] needs its id_scope, e.g. 0ne0000ABCD.")
     made = Settings(
         **plain,
         wifi_ssid=raw.get("wifi", "Espressif"),
         wifi_key=wifi_key,
         sntp=tuple(map(str, raw.get("sntp", DEFAULT_SNTP))),
+        dps=Dps(**named) if dps else None,
     )
     if made.suites not in ("all", "ecc"):
         raise OutpostError(f"{path}: settings.suites is all or ecc.")

@@ -9,6 +9,7 @@ import getpass
 import hashlib
 import hmac
 import os
+import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,10 @@ from typing import Any
 
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import CBC
+from cryptography.hazmat.primitives.padding import PKCS7
 
 from outpost_tools.errors import OutpostError
 from outpost_tools.paths import write_whole
@@ -26,6 +31,7 @@ PASSPHRASE_MIN_CHARS = 12
 PASSPHRASE_ENV = "OUTPOST_CA_PASSPHRASE"
 PIN_ENV = "OUTPOST_CA_PIN"
 SECRET_FILE_MAX_BYTES = 1024
+KDF_ROUNDS = 600_000  # of PBKDF2 with SHA-256: OWASP's figure, a fraction of a second
 
 
 def secret_of(what: str, file: Path | None, variable: str, again: bool = False) -> str:
@@ -68,12 +74,44 @@ def new_key() -> ec.EllipticCurvePrivateKey:
 
 def write_key(path: Path, key: ec.EllipticCurvePrivateKey, passphrase: str) -> None:
     """PKCS #8 under the passphrase, readable by its owner alone from its first byte on."""
-    locked = key.private_bytes(
-        serialization.Encoding.PEM,
+    plain = key.private_bytes(
+        serialization.Encoding.DER,
         serialization.PrivateFormat.PKCS8,
-        serialization.BestAvailableEncryption(passphrase.encode()),
+        serialization.NoEncryption(),
     )
-    write_whole(path, locked)
+    write_whole(path, _locked(plain, passphrase))
+
+
+def _locked(plain: bytes, passphrase: str) -> bytes:
+    """PKCS #8 encrypted as PBES2: PBKDF2 with SHA-256, AES-256 in CBC mode.
+
+    `cryptography` would take 2,048 rounds, which a stolen file's new owner tries quickly.
+    """
+    from asn1crypto import algos, core, keys, pem
+
+    salt, vector = secrets.token_bytes(16), secrets.token_bytes(16)
+    derived = hashlib.pbkdf2_hmac("sha256", passphrase.encode(), salt, KDF_ROUNDS, 32)
+    padding = PKCS7(128).padder()
+    encryptor = Cipher(AES(derived), CBC(vector)).encryptor()
+    content = encryptor.update(padding.update(plain) + padding.finalize()) + encryptor.finalize()
+    hashed = algos.HmacAlgorithm({"algorithm": "sha256", "parameters": core.Null()})
+    kdf = {"algorithm": "pbkdf2"}
+    kdf["parameters"] = algos.Pbkdf2Params(
+        {
+            "salt": algos.Pbkdf2Salt(name="specified", value=salt),
+            "iteration_count": KDF_ROUNDS,
+            "prf": hashed,
+        }
+    )
+    cipher = {"algorithm": "aes256_cbc", "parameters": vector}
+    scheme = {"key_derivation_func": kdf, "encryption_scheme": cipher}
+    made = keys.EncryptedPrivateKeyInfo(
+        {
+            "encryption_algorithm": {"algorithm": "pbes2", "parameters": scheme},
+            "encrypted_data": content,
+        }
+    )
+    return pem.armor("ENCRYPTED PRIVATE KEY", made.dump())
 
 
 def private_der(key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -259,8 +297,6 @@ def token_key(place: TokenPlace, pin: str, make: bool = False) -> Iterator[Token
 
 
 def _make(session: Any, label: str) -> None:
-    import secrets
-
     from pkcs11 import Attribute, KeyType
     from pkcs11.util.ec import encode_named_curve_parameters
 
