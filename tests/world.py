@@ -12,6 +12,7 @@ from legs import LEGS
 from outpost_tools.board import Board
 from outpost_tools.hub import Hub
 from outpost_tools.image import Settings, build_image
+from outpost_tools.nvsimage import Identity
 from outpost_tools.registry import Device, Registry
 from outpost_tools.sntp import SntpServer
 
@@ -47,7 +48,7 @@ class World:
         port: int,
         sntp: SntpServer | str | None = None,
         *,
-        device: Device | None = None,
+        device: Device | Identity | None = None,
         provisioned: bool = True,
         config: dict | None = None,
         build_time_s: int | None = None,
@@ -55,12 +56,18 @@ class World:
         files: dict[str, bytes | None] | None = None,
         library: str | None = None,
         name: str = "flash.bin",
+        drop: tuple[str, ...] = (),
+        nvs_keys: bytes | None = None,
         **settings,
     ) -> Path:
-        """A flash image whose device tries again every second or two."""
+        """A flash image whose device tries again every second or two.
+
+        drop: fields that its configuration is not to have
+        """
         address = sntp if isinstance(sntp, str) else (sntp or self.sntp()).address
         base = Settings(port=port, sntp=[address], **settings)
         raw = json.loads(base.to_json()) | {"backoff_s": [1, 2]} | (config or {})
+        raw = {field: value for field, value in raw.items() if field not in drop}
         content: dict[str, bytes | None] = {
             "/config.json": json.dumps(raw).encode(),
             **(files or {}),
@@ -76,6 +83,7 @@ class World:
                 build_time_s=int(time.time()) - 3600 if build_time_s is None else build_time_s,
                 library=library,
                 files=content,
+                nvs_keys=nvs_keys,
             )
         )
         return flash

@@ -39,6 +39,13 @@ def unix(year, month, day, hour=0, minute=0, second=0):
     return time.mktime((year, month, day, hour, minute, second, 0, 0)) + _EPOCH
 
 
+def stamp(text):
+    """Unix seconds of 'YYYYMMDDHHMMSS', at most where the board's calendar ends."""
+    if int(text[:4]) > 2067:
+        return _LAST
+    return unix(*[int(text[a:b]) for a, b in ((0, 4), (4, 6), (6, 8), (8, 10), (10, 12), (12, 14))])
+
+
 class Clock:
     """source: "unknown" (not looked at yet), "floor" (set to the floor: late, but
     never early), "rtc" (kept over a reset), "unvouched" (doubted, and nobody gave a

@@ -14,7 +14,8 @@ from .errors import ConfigError
 class Config:
     """The checked fields as attributes.
 
-    hub            host name of the MQTT endpoint (IoT Hub's name)
+    hub            host name of the MQTT endpoint (IoT Hub's name); None where DPS assigns it
+    dps            Dps, or None: the provisioning service that assigns the hub
     port           1 to 65535
     wifi_ssid, wifi_key
     sntp           list of (host, port)
@@ -23,7 +24,18 @@ class Config:
     keepalive_s    10 to 1767
     backoff_s      (first, longest) wait between attempts, seconds
     queue          messages that may wait in RAM, 1 to 256
+    rotation_days  age at which a key is due for another one, 0 (never) to 3650
+    renewal_days   days before its end at which a certificate is due, 0 (never) to 365
+    profile        "iothub", or "generic" for any other MQTT broker
+    incoming_bytes the longest packet that is taken in, 512 to 131072
+    watchdog_s     seconds without progress after which the board resets, 60 to 3600; 0: never
+    full           what a full outbox does: 0 refuses, 1 drops the oldest, 2 drops by priority
+    batch          bytes of one message made of several small ones, 0: none is
     """
+
+
+class Dps:
+    """id_scope, host, registration_id (None: the device id), csr (ask for a certificate)."""
 
 
 def _text(name, value, longest, wrong):
@@ -57,8 +69,45 @@ def host_port(value, default_port):
     return host, number
 
 
+def _host(name, value, wrong):
+    host = _text(name, value, 255, wrong)
+    if "/" in host or ":" in host or " " in host:
+        wrong.append("%s must be a host name alone, without scheme or port" % name)
+    return host
+
+
+def _dps(raw, wrong):
+    dps = Dps()
+    if not isinstance(raw, dict):
+        wrong.append('dps must be an object such as {"id_scope": "0ne0000ABCD"}')
+        return dps
+    dps.id_scope = _name("dps.id_scope", raw.get("id_scope"), wrong)
+    dps.host = _host("dps.host", raw.get("host", agreed.DPS_HOST), wrong)
+    dps.registration_id = raw.get("registration_id")
+    if dps.registration_id is not None:
+        _name("dps.registration_id", dps.registration_id, wrong)
+    dps.csr = raw.get("csr", False)
+    if not isinstance(dps.csr, bool):
+        wrong.append("dps.csr must be true or false")
+    for name in raw:
+        if name not in ("id_scope", "host", "registration_id", "csr"):
+            wrong.append("dps.%s is not a field of the configuration" % name)
+    return dps
+
+
+def _name(name, value, wrong):
+    """What may stand in a DPS user name: letters, digits and - . _ :"""
+    value = _text(name, value, 128, wrong)
+    for c in value:
+        if not ("a" <= c.lower() <= "z" or "0" <= c <= "9" or c in "-._:"):
+            wrong.append("%s may hold letters, digits and - . _ : alone" % name)
+            break
+    return value
+
+
 _FIELDS = (
     "hub",
+    "dps",
     "port",
     "wifi",
     "sntp",
@@ -67,7 +116,15 @@ _FIELDS = (
     "keepalive_s",
     "backoff_s",
     "queue",
+    "rotation_days",
+    "renewal_days",
+    "profile",
+    "incoming_bytes",
+    "watchdog_s",
+    "outbox_full",
+    "batch_bytes",
 )
+_POLICIES = ("refuse", "oldest", "priority")
 
 
 def check(raw):
@@ -78,11 +135,14 @@ def check(raw):
         )
     c = Config()
     wrong = []
+    c.hub = c.dps = None
     if "hub" in raw:
-        c.hub = _text("hub", raw["hub"], 255, wrong)
-        if "/" in c.hub or ":" in c.hub or " " in c.hub:
-            wrong.append("hub must be a host name alone, without scheme or port")
-    else:
+        c.hub = _host("hub", raw["hub"], wrong)
+    if "dps" in raw:
+        c.dps = _dps(raw["dps"], wrong)
+        if c.hub:
+            wrong.append("hub and dps are both there: dps gives the hub")
+    elif "hub" not in raw:
         wrong.append("hub is missing (the host name of the IoT Hub or broker)")
     c.port = _number("port", raw.get("port", 8883), 1, 65535, wrong)
     wifi = raw.get("wifi")
@@ -133,6 +193,23 @@ def check(raw):
         first = _number("backoff_s[0]", backoff[0], 1, 3600, wrong)
         c.backoff_s = (first, _number("backoff_s[1]", backoff[1], first, 86400, wrong))
     c.queue = _number("queue", raw.get("queue", 32), 1, 256, wrong)
+    c.rotation_days = _number("rotation_days", raw.get("rotation_days", 0), 0, 3650, wrong)
+    c.renewal_days = _number("renewal_days", raw.get("renewal_days", 30), 0, 365, wrong)
+    c.profile = raw.get("profile", "iothub")
+    if c.profile not in ("iothub", "generic"):
+        wrong.append('profile must be "iothub" or "generic"')
+    c.incoming_bytes = _number(
+        "incoming_bytes", raw.get("incoming_bytes", 4096), 512, 131072, wrong
+    )
+    c.watchdog_s = raw.get("watchdog_s", agreed.WATCHDOG_S)
+    if c.watchdog_s != 0 or isinstance(c.watchdog_s, bool):
+        _number("watchdog_s", c.watchdog_s, 60, 3600, wrong)
+    policy = raw.get("outbox_full", "refuse")
+    if policy not in _POLICIES:
+        wrong.append('outbox_full must be "refuse", "oldest" or "priority"')
+        policy = "refuse"
+    c.full = _POLICIES.index(policy)
+    c.batch = _number("batch_bytes", raw.get("batch_bytes", 0), 0, 16384, wrong)
     for name in raw:
         if name not in _FIELDS:
             wrong.append("%s is not a field of the configuration" % name)
@@ -160,7 +237,7 @@ def load(path=agreed.CONFIG_PATH):
         raise ConfigError("%s is longer than 4,096 bytes" % path, True)
     try:
         # MicroPython's parser takes a text that ends early for a whole one.
-        raw = json.loads(text) if _closed(text) else None
+        raw = json.loads(text) if closed(text) else None
     except (ValueError, RuntimeError):  # RuntimeError: nested deeper than the stack allows
         raw = None
     if raw is None:
@@ -168,7 +245,7 @@ def load(path=agreed.CONFIG_PATH):
     return check(raw)
 
 
-def _closed(text):
+def closed(text):
     """Whether every bracket and string that the text opens is closed in it."""
     depth = 0
     quoted = escaped = False

@@ -14,10 +14,22 @@ class OutpostError(Exception):
     """A failure that the library understood. str() is one sentence."""
 
     stage = "device"
+    refused = (
+        False  # the other side knows who this is, or says it does not: no fault of the network
+    )
+
+    busy = False  # the other side has more to do than it can
 
     def __init__(self, sentence, person=False):
         super().__init__(sentence)
         self.person = person
+
+    def kind(self):
+        """What to do about it: "refused" (look at the identity), "busy" (wait), "setup" (mend
+        what the sentence names) or "network" (it comes back by itself)."""
+        if self.refused:
+            return "refused"
+        return "busy" if self.busy else "setup" if self.person else "network"
 
 
 def number(e):
@@ -48,14 +60,16 @@ class TrustError(OutpostError):
 class TlsError(OutpostError):
     """The connection could not be made or was not trusted.
 
-    `climb` is True where a larger record size may cure it (see tls.Ladder).
+    `climb` is True where a larger record size may cure it (see tls.Ladder), `refused`
+    where the server did not take this device's certificate.
     """
 
     stage = "tls"
 
-    def __init__(self, sentence, person=False, climb=False):
+    def __init__(self, sentence, person=False, climb=False, refused=False):
         super().__init__(sentence, person)
         self.climb = climb
+        self.refused = refused
 
 
 class MqttError(OutpostError):
@@ -72,6 +86,26 @@ class Refused(MqttError):
     def __init__(self, code, sentence, person):
         super().__init__(sentence, person)
         self.code = code
+        self.busy = code == 3
+        self.refused = code in (4, 5)  # 3 is a server that is busy: back-off, not another key
+
+
+class ProvisioningError(OutpostError):
+    """The provisioning service gave no hub."""
+
+    stage = "dps"
+
+
+class SignedError(OutpostError):
+    """A signed command was not taken: nothing was changed."""
+
+    stage = "signed"
+
+
+class SealError(OutpostError):
+    """A sealed message could not be opened, or not be made."""
+
+    stage = "seal"
 
 
 class OutboxFull(OutpostError):

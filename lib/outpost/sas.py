@@ -41,8 +41,14 @@ def quote(text):
 def token(sign, hub, device_id, expiry):
     """SharedAccessSignature for hub/devices/device_id until `expiry` (Unix seconds).
 
-    sign(message) -> HMAC-SHA256, as Identity.sign.
+    sign(message) -> HMAC-SHA256, as Credential.sign.
     """
-    resource = quote("%s/devices/%s" % (hub, device_id))
-    signature = binascii.b2a_base64(sign(("%s\n%d" % (resource, expiry)).encode())).strip()
-    return "SharedAccessSignature sr=%s&sig=%s&se=%d" % (resource, quote(signature), expiry)
+    return signature(sign, "%s/devices/%s" % (hub, device_id), expiry)
+
+
+def signature(sign, resource, expiry, policy=None):
+    """SharedAccessSignature for any resource, by the policy's key where one is named."""
+    resource = quote(resource)
+    signed = binascii.b2a_base64(sign(("%s\n%d" % (resource, expiry)).encode())).strip()
+    text = "SharedAccessSignature sr=%s&sig=%s&se=%d" % (resource, quote(signed), expiry)
+    return text + "&skn=" + policy if policy else text

@@ -54,6 +54,9 @@ _CLIMB = (_FATAL_ALERT, _CONN_EOF, -0x7200, -0x7300, -0x7100, -0x7000)
 # Descriptions of alerts (RFC 5246, 7.2.2) with which a server says what it lacks.
 _ALERT_VERSION = const(70)
 _ALERTS_SUITE = (40, 71)
+# What a server says of a client's certificate: bad, unsupported, revoked, expired, unknown,
+# of no authority that it knows, access denied.
+_ALERTS_CERTIFICATE = (42, 43, 44, 45, 46, 48, 49)
 
 
 class Ladder:
@@ -78,6 +81,24 @@ class Ladder:
         # are then set up from the start. Where it is not known yet, tlspolicy finds out
         # in the ServerHello and grows the buffers in place.
         self.ignored = self.size == 0
+        self._least = agreed.RECORD_SIZES[0]
+
+    def at_least(self, message_bytes):
+        """Ask for no less than the device's own certificate message needs: mbedtls does not
+        cut a handshake message of its own into several records."""
+        self._least = 4096
+        for size in agreed.RECORD_SIZES:
+            if size >= message_bytes:
+                self._least = size
+                break
+        if self.size and self.size < self._least:
+            if self._wanted != "auto":
+                raise TlsError(
+                    "this device's certificate does not fit a record of %d bytes: set record_size "
+                    'in config.json to %d or "auto"' % (self.size, self._least),
+                    True,
+                )
+            self.size = self._least
 
     def _load(self):
         import esp32
@@ -112,7 +133,7 @@ class Ladder:
         if self._wanted != "auto":
             return
         if self.size == 0:
-            self.size = agreed.RECORD_SIZES[0]
+            self.size = self._least
         else:
             at = agreed.RECORD_SIZES.index(self.size) + 1
             self.size = agreed.RECORD_SIZES[at] if at < len(agreed.RECORD_SIZES) else 0
@@ -145,8 +166,8 @@ def context(roots, ecc_only=False):
     return ctx
 
 
-def _explain(e, host):
-    """TlsError of what mbedtls raised."""
+def _explain(e, host, shown=False):
+    """TlsError of what mbedtls raised; shown: whether this device showed a certificate."""
     if isinstance(e, ValueError):
         text = str(e)
         if _ROOT_WORDS in text:
@@ -169,6 +190,14 @@ def _explain(e, host):
         alert = policy.last()["alert"] if policy else None
         if alert == _ALERT_VERSION:
             return TlsError("%s does not speak TLS 1.2" % host, True)
+        if shown and alert in _ALERTS_CERTIFICATE:
+            return TlsError(
+                "%s did not take this device's certificate (TLS alert %d): check that the device "
+                "exists there, is enabled, and has this certificate" % (host, alert),
+                True,
+                False,
+                True,
+            )
         if alert in _ALERTS_SUITE:
             # Every suite of ours is of TLS 1.2: an older server finds none either.
             return TlsError(
@@ -265,8 +294,8 @@ class Connection:
         )
 
 
-def connect(config, roots, first_packet, ladder):
-    """One verified connection to config.hub.
+def connect(config, roots, first_packet, ladder, credential=None):
+    """One verified connection to config.hub, where the credential's certificate is shown.
 
     roots() gives an iterable of DER, whenever it is called. first_packet(stream) writes the first
     application data, in whose flush the handshake happens, and waits for its
@@ -275,24 +304,33 @@ def connect(config, roots, first_packet, ladder):
     """
     gc.collect()  # frees the C heap of an earlier connection's context
     result = Connection()
+    shown = credential is not None and not credential.symmetric
+    ladder.at_least(credential.message_bytes() if shown else 0)
     if policy:
         result.asked = ladder.size
         policy.max_fragment_length(ladder.size or None)
         policy.full_buffers(ladder.ignored)
         policy.heap_reset()
     start = time.ticks_ms()
-    stream = open_stream(config.hub, config.port, context(roots, config.ecc_only), roots)
+    ctx = context(roots, config.ecc_only)
+    stream = None
     try:
+        if shown:
+            credential.arm(ctx)
+        stream = open_stream(config.hub, config.port, ctx, roots)
         answer = first_packet(stream)
-    except (ValueError, OSError) as e:
-        stream.close()
-        err = _explain(e, config.hub)
+    except BaseException as e:
+        if stream:
+            stream.close()
+        if not isinstance(e, (ValueError, OSError)):
+            raise
+        err = _explain(e, config.hub, shown)
         if err.climb:
             ladder.failed()
         raise err
-    except Exception:
-        stream.close()
-        raise
+    finally:
+        if shown:
+            credential.disarm()
     result.ms = time.ticks_diff(time.ticks_ms(), start)
     result.suite, result.version = stream.cipher()
     if policy:

@@ -1,23 +1,38 @@
 """Walk: from the configuration to a connected MQTT session, one stage after the other.
 
-    config -> identity -> link -> clock -> trust -> tls -> mqtt
+    config -> identity -> link -> clock -> (dps) -> trust -> tls -> mqtt
 
 Each stage says what it found on the console, and raises an OutpostError with its sentence
 where it cannot go on. What the stages keep between two walks (the Wi-Fi link, the clock, the
-record size that works) stays here. Owns nothing in flash.
+record size that works, the key that was taken) stays here. Owns nothing in flash.
 """
 
-from . import agreed, clock, config, identity, iothub, log, tls, trust
+from . import agreed, clock, config, identity, keystore, log, profile, tls, trust, watchdog
+from .errors import IdentityError, OutpostError
 from .link import Link
 from .mqtt import Session
 
 _WALK_S = 60  # from the making of a token to the connection made with it, at the longest
+_NEVER = 1 << 50  # of the uptime in ms
+
+
+class Endpoint:
+    """What tls.connect() needs to know of a server."""
+
+    def __init__(self, hub, port, ecc_only):
+        self.hub = hub
+        self.port = port
+        self.ecc_only = ecc_only
 
 
 class Walk:
     """config, who (Identity), clock and connection (tls.Connection) are None until their stage.
 
-    renew_at  uptime in ms at which the session's token is to be replaced by a new connection
+    renew_at      uptime in ms at which the session is to be replaced by a new connection
+    credential    name of the key that the session was made with: "primary", "born", ...
+    trial_failed  whether the key on trial was tried in this life and did not work
+    profile       the module that knows what the hub calls things (profile.py)
+    model         id of the Plug and Play model that is announced, or None
     """
 
     def __init__(self):
@@ -26,80 +41,205 @@ class Walk:
         self.clock = None
         self.connection = None
         self.renew_at = 0
+        self.credential = None
+        self.trial_failed = False
+        self.profile = None
+        self.model = None
+        self._mark = None  # of the credential that worked last: the next walk begins with it
         self._link = None
         self._ladder = None
         self._endpoint = None  # what the ladder is for
+        self._assignment = None
 
     def configure(self):
         """Read the configuration again: what a person mended meanwhile is picked up."""
         c = self.config = config.load()
+        self.profile = profile.load(c.profile)
         log.say(
-            "config", "hub=%s port=%d record_size=%s" % (c.hub, c.port, c.record_size or "none")
+            "config",
+            "%s=%s port=%d record_size=%s"
+            % ("dps" if c.dps else "hub", c.dps.host if c.dps else c.hub, c.port, _size(c)),
         )
         return c
 
     def identify(self):
-        """Read who this device is."""
-        self.who = identity.load()
-        log.say("identity", "device=%s kind=symmetric-key" % self.who.device_id)
+        """Read who this device is; at its first start, make the key that it is born with."""
+        dps = self.config.dps
+        self._first_boot(dps and dps.registration_id)
+        self.who = identity.load(dps and dps.registration_id)
+        if dps:
+            self._assignment = self._assignment or _assignment()
+            self._assignment.named(dps, self.who)
+        log.say("identity", "device=%s kind=%s" % (self.who.device_id, self.who.kind))
         return self.who
+
+    def _first_boot(self, name):
+        if identity.policy is None:
+            return
+        from . import provision
+
+        try:
+            if provision.first_boot(identity.device_id(keystore.open_nvs(), name)):
+                log.say("identity", "this board has made the key that it is born with")
+        except IdentityError as e:
+            log.say("identity", str(e))  # what identity there is may do
 
     def connect(self):
         """The rest of the walk: returns a Session that the hub has accepted."""
         now = self._ready()
-        session = self._session(now)
+        c = self.config
+        where = Endpoint(c.hub, c.port, c.ecc_only)
+        if c.dps:
+            where.hub = self._assignment.hub(self, now)
         try:
-            _, self.connection = tls.connect(
-                self.config, trust.roots, lambda s: session.connect(s, False), self._ladder
+            credential, session = self.first_accepted(
+                self._in_order(self.who.credentials()),
+                lambda credential: self._session(where, credential, now),
             )
-        except BaseException:
-            session.drop()
+        except OutpostError as e:
+            if c.dps:
+                self._assignment.missed(e)
             raise
-        session.pswd = None
-        # By the uptime: the wall clock may be set, even by years, while the token lasts.
-        self.renew_at = (
-            log.uptime_ms() + (iothub.TOKEN_TTL_S - iothub.RENEW_BEFORE_S - _WALK_S) * 1000
-        )
-        log.say("tls", self.connection.line())
-        log.say("hub", "connected device=%s" % self.who.device_id)
-        self._learn_time()
+        if c.dps:
+            self._assignment.reached()
+        self._accepted(credential)
         return session
 
     def _ready(self):
-        """Link, clock and ladder for the configuration. Returns the time in Unix seconds."""
+        """Link and clock for the configuration. Returns the time in Unix seconds."""
         c = self.config
         if not self._link or not self._link.up():
             self._link = Link(c.wifi_ssid, c.wifi_key)
             log.say("link", "connected ssid=%s address=%s" % (c.wifi_ssid, self._link.connect()))
+        watchdog.feed()
         if not self.clock:
             self.clock = clock.Clock(c.sntp)
         self.clock.servers = c.sntp
         now = self.clock.settle()
         log.say("clock", "time=%s source=%s" % (clock.text(now), self.clock.source))
-        if self._endpoint != (c.hub, c.port, c.record_size):
-            self._endpoint = (c.hub, c.port, c.record_size)
-            self._ladder = tls.Ladder(c.hub, c.port, c.record_size)
         return now
 
-    def _session(self, now):
-        c = self.config
-        return Session(
-            self.who.device_id,
-            iothub.user_name(c.hub, self.who.device_id),
-            iothub.password(self.who, c.hub, now),
-            c.keepalive_s,
-        )
+    # Which key
+
+    def _in_order(self, credentials):
+        """On trial first, once; then from the one that worked last, so that no reconnection
+        begins with a refusal; a trial that failed comes last."""
+        trial = [c for c in credentials if c.trial]
+        order = [c for c in credentials if not c.trial]
+        for i, c in enumerate(order):
+            if c.mark == self._mark:
+                order = order[i:] + order[:i]
+                break
+        return order + trial if self.trial_failed else trial + order
+
+    def first_accepted(self, credentials, attempt):
+        """(credential, what attempt(credential) gave) of the first that is not refused.
+
+        A refusal is no fault of the network: only after one is the next key tried.
+        """
+        refusal = None
+        for i, credential in enumerate(credentials):
+            try:
+                return credential, attempt(credential)
+            except OutpostError as e:
+                if credential.trial:
+                    self.trial_failed = True
+                if not e.refused and not isinstance(e, IdentityError):
+                    raise
+                if refusal is None or not refusal.refused:
+                    refusal = e
+                if i + 1 < len(credentials):
+                    log.say(
+                        "identity",
+                        "%s: %s; trying %s" % (credential.name, e, credentials[i + 1].name),
+                    )
+        raise refusal or IdentityError("this device has no key to connect with", True)
+
+    def _accepted(self, credential):
+        """The hub took this key: it goes first next time, and is committed if it was on trial."""
+        self._mark = credential.mark
+        self.credential = credential.name
+        # By the uptime: the wall clock may be set, even by years, while the token lasts.
+        self.renew_at = _NEVER
+        names = self.profile
+        if credential.symmetric and names.TOKEN_TTL_S:
+            life_s = names.TOKEN_TTL_S - names.RENEW_BEFORE_S - _WALK_S
+            self.renew_at = log.uptime_ms() + life_s * 1000
+        log.say("tls", self.connection.line())
+        log.say("hub", "connected device=%s credential=%s" % (self.who.device_id, self.credential))
+        self._learn_time()
+        if credential.trial:
+            self._commit()
+        else:
+            # Nothing that a second trial could learn, until another key is on trial.
+            self.trial_failed = self.trial_failed and keystore.Store().trial() is not None
+        if self._assignment:
+            self.renew_at = min(self.renew_at, self._assignment.renewal_at(self.clock))
+
+    def _commit(self):
+        try:
+            keystore.commit()
+        except IdentityError as e:
+            log.error(e)  # it stays on trial: the next connection commits it
+            return
+        self.trial_failed = False
+        kept = self.who.credentials()
+        if kept:
+            self._mark = kept[0].mark
+        log.say("identity", "the new key works: it is this device's key from now on")
+
+    # One connection
+
+    def ladder(self, where):
+        """The record sizes for an endpoint; the last one's is kept."""
+        key = (where.hub, where.port, self.config.record_size)
+        if self._endpoint != key:
+            self._endpoint = key
+            self._ladder = tls.Ladder(*key)
+        return self._ladder
+
+    def _session(self, where, credential, now):
+        """A Session that the hub has accepted with this credential."""
+        names, c = self.profile, self.config
+        user = names.user_name(where.hub, self.who.device_id, self.model, not credential.symmetric)
+        password = names.password(credential, where.hub, now) if credential.symmetric else ""
+        session = Session(self.who.device_id, user, password, c.keepalive_s, c.incoming_bytes)
+        return self.open(session, where, credential, False)
+
+    def open(self, session, where, credential, clean):
+        """CONNECT over a new TLS connection to `where`; the session's password goes at once."""
+        watchdog.feed()
+        try:
+            _, self.connection = tls.connect(
+                where,
+                trust.roots,
+                lambda stream: session.connect(stream, clean),
+                self.ladder(where),
+                credential,
+            )
+        except BaseException:
+            session.drop()
+            raise
+        finally:
+            session.pswd = None
+        return session
 
     def _learn_time(self):
         facts = self.connection.facts
         if facts and facts["not_before"]:
             # The chain was verified and the hub accepted us: its certificate cannot
             # have been issued in the future, so time is at least that.
-            self.clock.raise_floor(_unix(facts["not_before"]))
+            self.clock.raise_floor(clock.stamp(facts["not_before"]))
 
     def doubt_clock(self):
         """After a refusal that a wrong clock may explain: whether asking SNTP again can help."""
         return self.clock and self.clock.doubt()
+
+    def at_least(self):
+        """Unix seconds that it certainly is, or None: the time, or else the floor of time."""
+        if not self.clock:
+            return None
+        return clock.now() if self.clock.vouched() else self.clock.floor
 
     def date(self):
         """Seconds since 2000, or None while nobody vouches for the clock."""
@@ -108,8 +248,11 @@ class Walk:
         return None
 
 
-def _unix(stamp):
-    """Unix seconds of 'YYYYMMDDHHMMSS'."""
-    return clock.unix(
-        *[int(stamp[a:b]) for a, b in ((0, 4), (4, 6), (6, 8), (8, 10), (10, 12), (12, 14))]
-    )
+def _size(c):
+    return c.record_size or "none"
+
+
+def _assignment():
+    from .assignment import Assignment
+
+    return Assignment()

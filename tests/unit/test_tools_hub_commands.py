@@ -1,5 +1,6 @@
 """Twins, commands and methods through a device that is paho's and the core that services use."""
 
+import datetime as dt
 import json
 import subprocess
 import sys
@@ -43,10 +44,11 @@ def test_a_command_arrives_with_its_properties_and_is_done_at_its_puback(world):
         content_type="x/y",
     )
     topic, body, qos = client.next()
+    expiry = dt.datetime.fromtimestamp(sent.expiry_s, dt.UTC).strftime("%Y-%m-%dT%H%%3A%M%%3A%SZ")
     assert topic == (
         "devices/pump-7/messages/devicebound/%24.mid=m-1&"
-        "%24.to=%2Fdevices%2Fpump-7%2Fmessages%2Fdevicebound&%24.ct=x%2Fy&iothub-ack=full&"
-        "a%20b=c%26d"
+        f"%24.to=%2Fdevices%2Fpump-7%2Fmessages%2Fdevicebound&%24.exp={expiry}&%24.ct=x%2Fy&"
+        "iothub-ack=full&a%20b=c%26d"
     )
     assert (body, qos, sent.message_id) == (b"\x00go", 1, "m-1")
     done = world.event("command-completed")
@@ -112,6 +114,44 @@ def test_a_command_that_expires_is_never_delivered(world):
     client.subscribe_to(COMMANDS)
     assert client.next()[1] == b"good"
     end(client)
+
+
+@pytest.mark.parametrize(
+    ("ack", "wanted"),
+    [
+        ("none", []),
+        ("positive", ["Success"]),
+        ("negative", ["Purged", "DeliveryCountExceeded", "Expired"]),
+        ("full", ["Success", "Purged", "DeliveryCountExceeded", "Expired"]),
+    ],
+)
+def test_what_became_of_a_command_is_kept_for_who_asked(world, ack, wanted):
+    queue, now_s = world.core.commands, time.time()
+    for expiry_s in (None, None, None, now_s + 0.3):
+        queue.add("pump-7", b"x", message_id="m", ack=ack, expiry_s=expiry_s)
+    (first, second, third), _ = queue.take("pump-7", 3)
+    queue.complete(first.number)
+    last = queue.waiting("pump-7")[-1]
+    queue.release([second.number])
+    with queue._lock:
+        queue._db.execute(
+            "UPDATE command SET device_id = 'away' WHERE number > ?", (second.number,)
+        )
+    queue.purge("pump-7")
+    with queue._lock:
+        queue._db.execute("UPDATE command SET device_id = 'pump-7' WHERE device_id = 'away'")
+        queue._db.execute("UPDATE command SET deliveries = 10 WHERE number = ?", (third.number,))
+    queue.release([third.number])
+    queue.take("pump-7", 0)
+    time.sleep(0.35)
+    world.call(world.core.on_disk(queue.sweep))
+    assert queue.waiting("pump-7") == [] and last.number > third.number
+    world.restart()
+    found = world.call(world.core.commands_feedback("pump-7"))
+    assert [f["statusCode"] for f in found] == wanted
+    for one in found:
+        assert one["originalMessageId"] == "m" and one["deviceId"] == "pump-7"
+        assert one["deviceGenerationId"] == world.device.generation_id and one["at_s"] >= now_s
 
 
 def test_a_purged_queue_is_empty(world):

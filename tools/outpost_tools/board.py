@@ -70,6 +70,9 @@ class Board:
                start
     restarts   False leaves the board down after its first exit
     on_line    called with each Line in the reader's thread
+    on_bytes   called there with what came, as it came
+    speed      how many times as fast as here its time runs (not on stock-release)
+    within     a command that runs the binary, such as `ip netns exec NAME`
     extra      further words for the binary's command line
     """
 
@@ -87,7 +90,10 @@ class Board:
         restarts: bool = True,
         on_line: Callable[[Line], None] | None = None,
         on_exit: Callable[[int], None] | None = None,
+        on_bytes: Callable[[bytes], None] | None = None,
         program: Path | None = None,
+        speed: int = 1,
+        within: tuple[str, ...] = (),
         extra: tuple[str, ...] = (),
     ) -> None:
         if program is None and leg not in LEGS:
@@ -105,7 +111,8 @@ class Board:
         self._heapsize, self._wifi, self._mac = heapsize, wifi, mac
         self._cause, self._clock, self._cut = cause, clock, cut
         self._restarts, self._on_line, self._on_exit = restarts, on_line, on_exit
-        self._extra = extra
+        self._on_bytes, self._speed = on_bytes, speed
+        self._within, self._extra = within, extra
         self._folder = Path(tempfile.mkdtemp(prefix="outpost-board-"))
         self._state = self._folder / "state"
         self._report = self._folder / "report.json"
@@ -233,10 +240,13 @@ class Board:
                     command += [option, value]
             if self._clock is not None:
                 command += ["--clock", str(int(self._clock))]
+        if self._speed != 1:
+            command += ["--speed", str(self._speed)]
         command += self._extra
         # The kernel ends the board when this process is gone, however it went.
         setpriv = shutil.which("setpriv")
-        return [setpriv, "--pdeathsig", "KILL", *command] if setpriv else command
+        guard = [setpriv, "--pdeathsig", "KILL"] if setpriv else []
+        return [*self._within, *guard, *command]
 
     def _run(self) -> None:
         try:
@@ -252,7 +262,7 @@ class Board:
                     sleep_ms = self.report.get("sleep_ms", -1)
                     if not isinstance(sleep_ms, int | float) or sleep_ms < 0:
                         return  # asleep until someone presses the button
-                    pause_s = sleep_ms / 1000
+                    pause_s = sleep_ms / 1000 / self._speed
                 self._stopping.wait(pause_s)
         finally:
             with self._changed:
@@ -291,6 +301,8 @@ class Board:
         assert process.stdout is not None
         rest = b""
         while chunk := process.stdout.read1(65536):  # type: ignore[attr-defined]
+            if self._on_bytes is not None:
+                self._on_bytes(chunk)
             *whole, rest = (rest + chunk).split(b"\n")
             for raw in whole:
                 self._take_line(raw)

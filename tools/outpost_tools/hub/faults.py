@@ -39,6 +39,12 @@ class DeviceNotOnline(ServiceError):
     status, code, name = 404, 404103, "DeviceNotOnline"
 
 
+class TooSlow(ServiceError):
+    """The request's body did not come in time."""
+
+    status, code, name = 408, 408001, "RequestTimeout"
+
+
 class DeviceAlreadyExists(ServiceError):
     status, code, name = 409, 409001, "DeviceAlreadyExists"
 
@@ -59,6 +65,12 @@ class Throttled(ServiceError):
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class Unavailable(ServiceError):
+    """The hub's own disk does not do what it must."""
+
+    status, code, name = 503, 503001, "ServiceUnavailable"
 
 
 class GatewayTimeout(ServiceError):

@@ -1,0 +1,78 @@
+"""The device's own keystore.py, run by CPython over the virtual board's NVS.
+
+It owns no file. Running it here lets a test cut the power thousands of times. `source_edit` breaks
+the module on purpose.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import types
+
+from chip import REPO, Chip, ChipError
+
+FOLDER = REPO / "lib" / "outpost"
+
+
+def load(source_edit: tuple[str, str] | None = None) -> types.ModuleType:
+    """lib/outpost/keystore.py as a module; `source_edit` replaces a text in it, to break it."""
+    package = types.ModuleType("outpost_keys")
+    package.__path__ = [str(FOLDER)]
+    sys.modules["outpost_keys"] = package
+    importlib.import_module("outpost_keys.agreed")
+    importlib.import_module("outpost_keys.errors")
+    path = FOLDER / "keystore.py"
+    spec = importlib.util.spec_from_file_location("outpost_keys.keystore", path)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    source = path.read_text()
+    if source_edit:
+        assert source_edit[0] in source
+        source = source.replace(*source_edit)
+    exec(compile(source, str(path), "exec"), module.__dict__)
+    return module
+
+
+class Nvs:
+    """The calls of esp32.NVS that the key store uses, with the errors of the board."""
+
+    def __init__(self, chip: Chip, namespace: str = "outpost") -> None:
+        self.chip = chip
+        self.ns = chip.namespace(namespace)
+
+    def _call(self, call, *args):
+        try:
+            return call(self.ns, *args)
+        except ChipError as err:
+            # Where the power is gone the board runs no more: nothing may catch that.
+            if err.code == 0x6001:
+                raise PowerGone from None
+            raise OSError(-err.code) from None
+
+    def set_i32(self, key: str, value: int) -> None:
+        self._call(self.chip.set_i32, key, value)
+
+    def get_i32(self, key: str) -> int:
+        return self._call(self.chip.get_i32, key)
+
+    def set_blob(self, key: str, value: bytes) -> None:
+        self._call(self.chip.set_blob, key, bytes(value))
+
+    def get_blob(self, key: str, buffer: bytearray) -> int:
+        value = self._call(self.chip.get_blob, key)
+        if len(value) > len(buffer):
+            raise OSError(-0x110C)
+        buffer[: len(value)] = value
+        return len(value)
+
+    def erase_key(self, key: str) -> None:
+        self._call(self.chip.erase_key, key)
+
+    def commit(self) -> None:
+        pass
+
+
+class PowerGone(BaseException):
+    """The chip has no power any more."""
