@@ -168,6 +168,7 @@ static connection_t *active;    // the one that mbedtls works on just now
 static struct {
     size_t now, peak;
     size_t largest;             // largest block since it was last set to 0
+    bool ended;                 // a block was refused since somebody asked
 } heap;
 
 // ------------------------------------------------------------------ what must hold, always
@@ -458,22 +459,35 @@ static int fail(connection_t *c, int error) {
 
 // ------------------------------------------------------------------- between mbedtls and socket
 
-static int socket_send(connection_t *c, const unsigned char *buf, size_t len) {
-    size_t out = tlspolicy_out_length;
-    leave();
-    int ret = c->closing ? 0 : c->send(c->bio, buf, len);
-    enter(c, out);
-    return c->closing ? MBEDTLS_ERR_SSL_CONN_EOF : ret;
-}
-
-static int socket_recv(connection_t *c, unsigned char *buf, size_t len) {
-    size_t out = tlspolicy_out_length;
-    leave();
-    int ret = c->closing ? 0 : c->recv(c->bio, buf, len);
-    enter(c, out);
+// Around a call of the socket, which may be a stream of Python's. mbedtls may come here from outside
+// enter() and leave() too, with an alert: then nothing stays in force afterwards.
+static int socket_came_back(connection_t *c, bool inside, size_t out, int ret, size_t len) {
+    if (inside) {
+        enter(c, out);
+    }
     if (c->closing) {
         return MBEDTLS_ERR_SSL_CONN_EOF;
     }
+    // More than was asked for: whoever goes by that reads and writes beyond the buffer.
+    return ret > 0 && (size_t)ret > len ? MBEDTLS_ERR_SSL_INTERNAL_ERROR : ret;
+}
+
+static int socket_send(connection_t *c, const unsigned char *buf, size_t len) {
+    bool inside = active == c;
+    size_t out = tlspolicy_out_length;
+    leave();
+    int ret = c->closing ? 0 : c->send(c->bio, buf, len);
+    ret = socket_came_back(c, inside, out, ret, len);
+    // mbedtls takes 0 for "all of it went out".
+    return ret == 0 && len > 0 ? MBEDTLS_ERR_SSL_WANT_WRITE : ret;
+}
+
+static int socket_recv(connection_t *c, unsigned char *buf, size_t len) {
+    bool inside = active == c;
+    size_t out = tlspolicy_out_length;
+    leave();
+    int ret = c->closing ? 0 : c->recv(c->bio, buf, len);
+    ret = socket_came_back(c, inside, out, ret, len);
     if (ret > 0 && c->handshake != NULL) {
         c->handshake->rx += ret;
     }
@@ -946,7 +960,7 @@ static int finish(connection_t *c) {
     return 0;
 }
 
-static NORETURN void end_by_exception(connection_t *c, int error, void *exception) {
+static TLSPOLICY_NORETURN void end_by_exception(connection_t *c, int error, void *exception) {
     leave();
     c->working = false;
     fail(c, error);
@@ -1008,6 +1022,7 @@ int __wrap_mbedtls_ssl_handshake(mbedtls_ssl_context *ssl) {
         // not granted.
         bool keep = c->handshake->server_finished && c->granted == 0;
         enforce(c->conf, keep ? 0 : c->asked);
+        tlspolicy_memory_ended();
         int ret = step(c, keep ? FULL_IN : c->out_length);
         if (c->closing) {
             __wrap_mbedtls_ssl_free(ssl);
@@ -1020,7 +1035,9 @@ int __wrap_mbedtls_ssl_handshake(mbedtls_ssl_context *ssl) {
             return ret;
         }
         if (ret != 0) {
-            return fail(c, ret);
+            // Of a certificate whose signature it had no memory to verify, mbedtls says that it is
+            // not trusted.
+            return fail(c, tlspolicy_memory_ended() ? MBEDTLS_ERR_SSL_ALLOC_FAILED : ret);
         }
     }
     return finish(c);
@@ -1068,12 +1085,21 @@ void __wrap_mbedtls_ssl_free(mbedtls_ssl_context *ssl) {
     __real_mbedtls_ssl_free(ssl);
     if (c != NULL) {
         end_handshake(c);
+        if (active == c) {
+            leave();
+        }
         c->magic = 0;
         mbedtls_free(c);
     }
 }
 
 // ------------------------------------------------------------------------- memory, clock
+
+bool tlspolicy_memory_ended(void) {
+    bool ended = heap.ended;
+    heap.ended = false;
+    return ended;
+}
 
 static void count_taken(size_t size) {
     heap.now += size;
@@ -1096,6 +1122,8 @@ void *__wrap_esp_mbedtls_mem_calloc(size_t count, size_t size) {
     void *memory = __real_esp_mbedtls_mem_calloc(count, size);
     if (memory != NULL) {
         count_taken(heap_caps_get_allocated_size(memory));
+    } else {
+        heap.ended = true;
     }
     return memory;
 }
@@ -1135,6 +1163,7 @@ void *tlspolicy_calloc(size_t count, size_t size) {
     }
     size_t *block = calloc(1, BLOCK_HEADER + count * size);
     if (block == NULL) {
+        heap.ended = true;
         return NULL;
     }
     *block = count * size;

@@ -185,11 +185,14 @@ void tlspolicy_session_keep(const mbedtls_ssl_context *ssl, const uint8_t host[3
 MP_DECLARE_CONST_FUN_OBJ_VAR_BETWEEN(tlspolicy_session_obj);
 MP_DECLARE_CONST_FUN_OBJ_VAR_BETWEEN(tlspolicy_keep_session_obj);
 
-// ---- tlspolicy.c, for the signature in the handshake
+// ---- tlspolicy.c
 
 // The connection in whose handshake mbedtls is just now; NULL: none. `own` gets what it proves
 // itself with.
 void *tlspolicy_in_handshake(tlspolicy_own_t **own);
+// Whether mbedtls was refused memory since the last question. For an RSA key that it cannot load
+// mbedtls's own code is the same as for one that makes no sense.
+bool tlspolicy_memory_ended(void);
 // Around a call out of mbedtls into Python. `raised`: an exception to go on its way once mbedtls
 // has come back, or NULL. False: the connection was closed meanwhile.
 size_t tlspolicy_step_out(void);
