@@ -92,12 +92,14 @@ class RotationWorld:
         with open_prompt(None, flash, self.world.leg) as prompt:
             bornkey.remember(prompt, DEVICE_ID, self.fleet)
 
-    def ca(self) -> FleetCA:
+    def ca(self, intermediate: bool = False) -> FleetCA:
         if self._ca is None:
-            self._ca = create(self.data / "fleet-ca", "test fleet", lambda: WORDS)
+            self._ca = create(
+                self.data / "fleet-ca", "test fleet", lambda: WORDS, intermediate=intermediate
+            )
         return self._ca
 
-    def provision(self, flash: Path, by: str = "thumbprint") -> None:
+    def provision(self, flash: Path, by: str = "thumbprint", days: int = 365) -> None:
         """What `outpost provision` does: the board gets a certificate."""
         from outpost_tools.books import FolderBook
 
@@ -106,7 +108,7 @@ class RotationWorld:
             open_prompt(None, flash, self.world.leg) as prompt,
             FolderBook(self.data) as book,
         ):
-            issue = signed_by(signer, DEVICE_ID, 365)
+            issue = signed_by(signer, DEVICE_ID, days)
             provision.provision(prompt, DEVICE_ID, self.fleet, book, issue, by)  # type: ignore[arg-type]
             if by == "ca":
                 provision.trust_ca(self.data, self.ca())

@@ -3,18 +3,22 @@
 from . import clock
 
 
+def _digit(b):
+    """The value of a hexadecimal digit, or -1."""
+    return b"0123456789abcdef".find(bytes((b | 32 if b > 64 else b,)))
+
+
 def unquote(raw):
     """The text of percent-encoded bytes. What is no escape stays; what is no UTF-8 becomes `?`."""
     out = bytearray()
     at = 0
     while at < len(raw):
         b = raw[at]
-        if b == 37:
-            try:
-                b = int(raw[at + 1 : at + 3], 16)
+        if b == 37 and at + 2 < len(raw):
+            high, low = _digit(raw[at + 1]), _digit(raw[at + 2])
+            if high >= 0 and low >= 0:
+                b = high << 4 | low
                 at += 2
-            except ValueError:
-                pass
         out.append(b)
         at += 1
     try:

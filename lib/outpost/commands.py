@@ -5,6 +5,8 @@ message is acknowledged after its handler returned, and is known again by its id
 it once more, over every reset (seen.py). Neither can stop the device: see tasks.py.
 """
 
+import gc
+
 from micropython import const
 
 from . import clock, log, telemetry
@@ -13,9 +15,9 @@ from .json_in import parse
 from .seen import Seen
 from .tasks import OK, TIMED_OUT
 
-RESERVED = "outpost."  # names of methods that only our own modules may take
 _TIMEOUT_S = const(60)
 _NAME_MAX = const(128)
+_LARGE_BYTES = const(512)
 _RID_MAX = const(128)
 _TRIES = const(3)  # of a message whose handler raises, in one life of the device
 _RAISED_MAX = const(16)
@@ -40,22 +42,23 @@ class Commands:
         self._profile = None
         self._id = None
         self.calls = self.messages = 0
-        self.now = None  # Unix seconds that it certainly is, or None: set by who knows
+        self.now = None  # gives the Unix seconds that it certainly is, or None: set by who knows
 
     # What handlers there are
 
-    def method(self, name, handler, timeout_s=_TIMEOUT_S):
+    def method(self, name, handler, timeout_s=_TIMEOUT_S, raw=False):
         """handler(payload) is called for the direct method `name`; None takes it away.
 
         payload is the parsed JSON (None where there was none). After timeout_s a handler that
-        is a generator is ended and the caller told.
+        is a generator is ended and the caller told. raw: payload is the bytes as they came, in
+        the packet's own buffer, for a handler that is through when it returns.
         """
         if not isinstance(name, str) or not 1 <= len(name) <= _NAME_MAX:
             raise ValueError("a method's name is a text of 1 to %d characters" % _NAME_MAX)
         if handler is None:
             self._methods.pop(name, None)
         else:
-            self._methods[name] = (handler, timeout_s)
+            self._methods[name] = (handler, timeout_s, raw)
 
     def message(self, handler):
         """handler(body, properties) is called for each cloud-to-device message."""
@@ -86,13 +89,15 @@ class Commands:
             log.say("method", "a call with a request id that is none was ignored")
             return
         name = _text(name)
-        handler, timeout_s = self._methods.get(name, (None, 0))
+        handler, timeout_s, raw = self._methods.get(name, (None, 0, False))
         if handler is None:
             log.say("method", "call of %s: there is no such method" % name)
             self._answer(rid, 404, _sentence("this device has no method of that name"))
             return
+        if len(body) > _LARGE_BYTES:
+            gc.collect()  # there may be room for it, in pieces
         try:
-            payload = parse(body)
+            payload = body if raw else parse(body)
         except ValueError as e:
             self._answer(rid, 400, _sentence("the payload cannot be read: %s" % e))
             return
@@ -141,7 +146,8 @@ class Commands:
             # Left with the hub, unacknowledged: software that takes messages may come.
             log.say("message", "a message came, and this software takes none: left with the hub")
             return
-        if expires is not None and self.now and self.now() > expires:
+        now = self.now and self.now()
+        if expires is not None and now is not None and now > expires:
             log.say("message", "dropped: it expired at %s" % clock.text(expires))
             self._acknowledge(pid, self._life)
             return

@@ -8,6 +8,9 @@ import binascii
 import hashlib
 import json
 
+from micropython import const
+
+_DEPTH_MAX = const(8)
 _PLAIN = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
@@ -18,18 +21,29 @@ def encode(data):
 
 
 def decode(text):
-    """The bytes of base64url (str); ValueError unless it is exactly what encode() would give."""
-    for c in text.encode():
+    """The bytes of base64url (str or bytes); ValueError unless it is what encode() would give.
+
+    Takes the text's length once more while it works.
+    """
+    if isinstance(text, str):
+        text = text.encode()
+    elif not isinstance(text, (bytes, bytearray, memoryview)):
+        raise ValueError("it is not a text")
+    n = len(text)
+    if n % 4 == 1:
+        raise ValueError("it is cut off")
+    plain = bytearray(n + -n % 4)
+    for i in range(n):
+        c = text[i]
         if c not in _PLAIN:
             raise ValueError("it has a character that base64url does not have")
-    if len(text) % 4 == 1:
-        raise ValueError("it is cut off")
-    padded = text.replace("-", "+").replace("_", "/") + "=" * (-len(text) % 4)
-    data = binascii.a2b_base64(padded)
+        plain[i] = 43 if c == 45 else 47 if c == 95 else c
+    for i in range(n, len(plain)):
+        plain[i] = 61
     # Left-over bits may be anything to a lenient reader: here they must be zero.
-    if encode(data) != text:
+    if n % 4 and _PLAIN.find(bytes(text[n - 1 : n])) & (15 if n % 4 == 2 else 3):
         raise ValueError("it is not in the one form that base64url has for it")
-    return data
+    return binascii.a2b_base64(plain)
 
 
 def parse(data):
@@ -38,42 +52,44 @@ def parse(data):
     MicroPython's parser takes a name twice, a text that ends early, and values with nothing
     between them: what was scanned must be what was parsed.
     """
+    scanned = _scanned(data)  # first: how deep it goes is known before memory is taken for it
     try:
-        text = str(data, "utf-8")
-        value = json.loads(text)
-    except (ValueError, RuntimeError):  # RuntimeError: nested deeper than the stack allows
+        value = json.loads(data)
+    except ValueError:  # UnicodeError is one
         raise ValueError("it is not JSON")
     if not isinstance(value, dict):
         raise ValueError("it is not a JSON object")
-    if _scanned(text) != _counted(value):
+    if scanned != _counted(value):
         raise ValueError("it is not strict JSON, or has a name twice")
     return value
 
 
-def _scanned(text):
-    """(names, strings, containers, commas) in the text, counted without parsing it; None where
-    it does not end as it should."""
+def _scanned(data):
+    """(names, strings, containers, commas) in the text, counted without parsing it; ValueError
+    where it goes too deep or does not end as it should."""
     colons = strings = opened = closed = commas = 0
     quoted = escaped = False
-    for c in text:
+    for c in data:
         if escaped:
             escaped = False
         elif quoted:
-            escaped = c == "\\"
-            quoted = c != '"'
-        elif c == '"':
+            escaped = c == 92  # backslash
+            quoted = c != 34
+        elif c == 34:
             quoted = True
             strings += 1
-        elif c == ":":
+        elif c == 58:
             colons += 1
-        elif c == ",":
+        elif c == 44:
             commas += 1
-        elif c in "{[":
+        elif c in b"{[":
             opened += 1
-        elif c in "}]":
+            if opened - closed > _DEPTH_MAX:
+                raise ValueError("it is not JSON of at most %d levels" % _DEPTH_MAX)
+        elif c in b"}]":
             closed += 1
     if quoted or opened != closed:
-        return None
+        raise ValueError("it is not JSON: it does not end as it should")
     return colons, strings, opened, commas
 
 

@@ -21,7 +21,7 @@ def parse(data):
         return None
     _measure(data)
     try:
-        return json.loads(str(data, "utf-8"))
+        return json.loads(data)
     except (ValueError, RuntimeError):  # UnicodeError is a ValueError
         raise ValueError("it is not JSON in UTF-8")
 

@@ -255,7 +255,10 @@ class Rotation:
             ends = clock.stamp(identity.policy.certificate(leaf)["not_after"])
             if ends - agreed.UNIX_2000 - today < config.renewal_days * _DAY_S:
                 return "expiry"
-        since = _i32(keystore.open_nvs(), agreed.NVS_KEY_SINCE)
+        nvs = keystore.open_nvs()
+        since = _i32(nvs, agreed.NVS_KEY_SINCE)
+        if _i32(nvs, agreed.NVS_KEY_SEQ) != (current.seq if current else 0):
+            since = None  # it is the date of another key
         if config.rotation_days and since and today - since >= config.rotation_days * _DAY_S:
             return "age"
         return None

@@ -52,6 +52,8 @@ def difference(known, wanted):
             if part is not missing:
                 changed[name] = part
         return changed if changed else missing
+    if wanted is None and known is missing:
+        return missing
     # 1, 1.0 and True are equal and three different things in JSON.
     if type(known) is type(wanted) and known == wanted:
         return missing

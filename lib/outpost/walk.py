@@ -210,7 +210,7 @@ class Walk:
     def _session(self, where, credential, now):
         """A Session that the hub has accepted with this credential."""
         names, c = self.profile, self.config
-        user = names.user_name(where.hub, self.who.device_id, self.model)
+        user = names.user_name(where.hub, self.who.device_id, self.model, not credential.symmetric)
         password = names.password(credential, where.hub, now) if credential.symmetric else ""
         session = Session(self.who.device_id, user, password, c.keepalive_s, c.incoming_bytes)
         return self.open(session, where, credential, False)
@@ -243,6 +243,12 @@ class Walk:
     def doubt_clock(self):
         """After a refusal that a wrong clock may explain: whether asking SNTP again can help."""
         return self.clock and self.clock.doubt()
+
+    def at_least(self):
+        """Unix seconds that it certainly is, or None: the time, or else the floor of time."""
+        if not self.clock:
+            return None
+        return clock.now() if self.clock.vouched() else self.clock.floor
 
     def date(self):
         """Seconds since 2000, or None while nobody vouches for the clock."""

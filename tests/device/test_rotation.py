@@ -68,6 +68,16 @@ def test_a_certificate_is_rotated(rotation, by):
     assert rotation.ready() == "certificate"
 
 
+def test_a_chain_of_two_certificates_fits_into_a_command_and_into_memory(rotation):
+    rotation.ca(intermediate=True)
+    flash = rotation.image(device=Identity(DEVICE_ID))
+    rotation.provision(flash)
+    rotation.start(flash)
+    rotation.ready()
+    done = rotation.rotator().rotate(DEVICE_ID)
+    assert rotation.device().thumbprints[0] == done.key
+
+
 def test_an_emergency_forbids_the_old_symmetric_key_before_anything_else(rotation):
     flash = rotation.image()
     rotation.remember(flash)

@@ -115,7 +115,7 @@ def test_a_command_is_run_once_and_only_for_who_may(symmetric):
         (token[:-4] + "AAAA", 403, "signature is wrong"),
         (None, 403, "is a text"),
         ({"jws": token}, 403, "is a text"),
-        ("A" * 4096, 403, "three parts"),
+        ("A" * 1024, 403, "three parts"),
     ):
         got, said = invoke(symmetric, bad)
         assert got == status and words in said["error"], (bad, got, said)
@@ -311,6 +311,19 @@ def test_no_secret_is_shown_in_a_rotation_or_in_one_that_fails(symmetric):
         for form in (secret, raw.hex(), raw.hex().upper(), b64(raw), repr(raw)[2:-1]):
             assert form not in shown
         assert raw not in book and secret.encode() not in book and b64(raw).encode() not in book
+
+
+def test_the_born_key_of_another_board_is_not_taken_for_this_one(rotation):
+    first = rotation.image(name="first.bin")
+    rotation.remember(first)
+    known = rotation.fleet.find(DEVICE_ID)
+    rotation.remember(first)  # the same board once more
+    with pytest.raises(OutpostError, match="another born key"):
+        rotation.remember(rotation.image(name="second.bin"))
+    other = rotation.image(name="other.bin", device=Identity("press-8"))
+    with pytest.raises(OutpostError, match="This board is 'press-8'"):
+        rotation.remember(other)
+    assert rotation.fleet.find(DEVICE_ID).born_point == known.born_point
 
 
 @pytest.mark.parametrize("leg", ["stock32", "stock-release"], indirect=True)

@@ -198,7 +198,7 @@ def remade(header: dict | str, *, iv: bytes = bytes(16), body: bytes = bytes(16)
         ({"alg": "dir", "enc": "A128CBC-HS256", "zip": "DEF"}, "not understood"),
         ({"alg": "dir", "enc": "A128CBC-HS256", "crit": ["exp"]}, "not understood"),
         ('{"alg":"none","alg":"dir","enc":"A128CBC-HS256"}', "a name twice"),
-        ('{"alg":"dir","enc":"A128CBC-HS256"', "not JSON|not strict"),
+        ('{"alg":"dir","enc":"A128CBC-HS256"', "not JSON"),
         ('["dir"]', "not a JSON object"),
         ({"alg": "dir", "enc": "A128CBC-HS256"}, "was changed"),  # its padding is wrong
     ],
