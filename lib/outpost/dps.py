@@ -13,8 +13,9 @@ import time
 
 from micropython import const
 
-from . import agreed, config, identity, keystore, sas
+from . import agreed, identity, keystore, sas
 from .errors import IdentityError, ProvisioningError
+from .json_in import parse
 
 RESPONSES = "$dps/registrations/res/#"
 _ANSWERS = "$dps/registrations/res/"
@@ -225,10 +226,8 @@ def _topic(topic):
 
 def _object(body):
     try:
-        # MicroPython's parser takes a text that ends early for a whole one.
-        text = body.decode()
-        told = json.loads(text) if config.closed(text) else None
-    except (ValueError, RuntimeError):  # RuntimeError: nested deeper than the stack allows
+        told = parse(body)
+    except ValueError:
         told = None
     if not isinstance(told, dict):
         raise ProvisioningError("the provisioning service answered no JSON object")

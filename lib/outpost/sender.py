@@ -10,7 +10,7 @@ A body is in RAM only while it is written to the connection.
 
 import time
 
-from . import config, log
+from . import log
 from .errors import OutboxFull, OutpostError
 from .moments import Moments
 from .outbox import BODY_MAX, JSON, OLDEST, PRIORITY_SHIFT, TIME_UNKNOWN, Outbox
@@ -120,6 +120,8 @@ class Sender:
         if self._configured:
             return False
         self._configured = True
+        from . import config  # at most once, and not kept: see walk.py
+
         try:
             self.configure(config.load())
         except OutpostError:

@@ -7,7 +7,9 @@ where it cannot go on. What the stages keep between two walks (the Wi-Fi link, t
 record size that works, the key that was taken) stays here. Owns nothing in flash.
 """
 
-from . import agreed, clock, config, identity, keystore, log, profile, tls, trust, watchdog
+import sys
+
+from . import agreed, clock, identity, keystore, log, profile, tls, trust, watchdog
 from .errors import IdentityError, OutpostError
 from .link import Link
 from .mqtt import Session
@@ -62,7 +64,7 @@ class Walk:
 
     def configure(self):
         """Read the configuration again: what a person mended meanwhile is picked up."""
-        c = self.config = config.load()
+        c = self.config = _configuration()
         self.profile = profile.load(c.profile)
         log.say(
             "config",
@@ -85,10 +87,17 @@ class Walk:
     def _first_boot(self, name):
         if identity.policy is None:
             return
-        from . import provision
-
         try:
-            if provision.first_boot(identity.device_id(keystore.open_nvs(), name)):
+            nvs = keystore.open_nvs()
+            name = identity.device_id(nvs, name)
+            if identity.born_certificate(nvs):
+                return
+            # In one life of the board alone, so that no later start loads it.
+            from . import provision
+
+            done = provision.first_boot(name)
+            _let_go(provision)
+            if done:
                 log.say("identity", "this board has made the key that it is born with")
         except IdentityError as e:
             log.say("identity", str(e))  # what identity there is may do
@@ -255,6 +264,25 @@ class Walk:
         if self.clock and self.clock.vouched():
             return clock.now() - agreed.UNIX_2000
         return None
+
+
+def _configuration():
+    """What config.py makes of the file. Read from flash, the module takes 5 KB, and nobody needs
+    it while there is a connection."""
+    from . import config
+
+    try:
+        return config.load()
+    finally:
+        _let_go(config)
+
+
+def _let_go(module):
+    """Forget a module that has done its work: it is loaded again where it is needed again."""
+    package, name = module.__name__.split(".")
+    sys.modules.pop(module.__name__, None)
+    if hasattr(sys.modules[package], name):
+        delattr(sys.modules[package], name)
 
 
 def _size(c):
