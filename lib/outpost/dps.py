@@ -8,6 +8,7 @@ Owns the blob "hub" in the NVS namespace: what was assigned, and under which sco
 """
 
 import binascii
+import gc
 import json
 import time
 
@@ -22,7 +23,7 @@ _REGISTER = "$dps/registrations/PUT/iotdps-register/?$rid=%d"
 _STATUS = "$dps/registrations/GET/iotdps-get-operationstatus/?$rid=%d&operationId=%s"
 
 TOKEN_TTL_S = 600
-LIMIT_BYTES = 7168  # of one answer: a chain of CHAIN_MAX_BYTES in base64, and what is around it
+LIMIT_BYTES = 5120  # of one answer: a chain of CHAIN_MAX_BYTES in base64, and what is around it
 _ANSWER_MS = 20000
 _WHOLE_MS = 180000
 _WAIT_S = (1, 3, 30)  # least, usual and most between two questions
@@ -86,6 +87,7 @@ def ask(session, name, csr):
     """Register over a Session that the service has accepted. Returns Assigned."""
     registration = Registration(name, csr)
     session.limit = LIMIT_BYTES
+    session.copies = False
     session.set_callback(registration.answer)
     session.subscribe(RESPONSES, 1)
     while registration.assigned is None:
@@ -224,10 +226,10 @@ def _topic(topic):
 
 
 def _object(body):
+    gc.collect()
     try:
         # MicroPython's parser takes a text that ends early for a whole one.
-        text = body.decode()
-        told = json.loads(text) if config.closed(text) else None
+        told = json.loads(body) if config.closed(map(chr, body)) else None
     except (ValueError, RuntimeError):  # RuntimeError: nested deeper than the stack allows
         told = None
     if not isinstance(told, dict):

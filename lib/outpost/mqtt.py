@@ -44,6 +44,7 @@ class Session(MQTTClient):
         super().__init__(client_id, "", 0, user, password, keepalive_s)
         self.limit = limit
         self.acknowledged = None
+        self.copies = True  # False: a message's body is handed over where it lies, for long ones
         self.inflight = {}  # packet id -> ticks of its sending
         self._head = bytearray(5)
         self._body = None
@@ -284,7 +285,8 @@ class Session(MQTTClient):
             # may be its messages: closing would keep this device away for ever. Without
             # our PUBACK the message stays queued there.
             return
-        self.cb(bytes(body[2:end]), bytes(body[start:]))
+        view = memoryview(body)  # a slice of the bytes themselves would be one copy more
+        self.cb(bytes(view[2:end]), bytes(view[start:]) if self.copies else view[start:])
         if qos:
             self.sock.write(bytes((_PUBACK, 2, body[end], body[end + 1])))
             self._flush()
