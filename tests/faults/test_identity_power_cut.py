@@ -269,6 +269,7 @@ def test_device_connects_as_itself_after_a_power_cut(world, scene):
 
 
 @pytest.mark.exhaustive
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("leg", ["outpost32"], indirect=True)
 @pytest.mark.parametrize("scene", SCENES)
 def test_device_connects_as_itself_after_a_power_cut_at_every_operation(world, scene):
@@ -314,6 +315,7 @@ def test_power_cut_while_it_is_provisioned_leaves_a_device_that_connects(world):
 
 
 @pytest.mark.exhaustive
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("leg", ["outpost32"], indirect=True)
 def test_power_cut_at_every_operation_while_it_is_provisioned(world):
     provisioned_over_the_console(world, None)
