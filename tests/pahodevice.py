@@ -140,6 +140,11 @@ def text(value):
     return struct.pack("!H", len(value)) + value
 
 
+def publish(topic, body=b"", packet_id=None):
+    middle = b"" if packet_id is None else struct.pack("!H", packet_id)
+    return packet(0x30 if packet_id is None else 0x32, text(topic) + middle + body)
+
+
 class Came:
     """A PUBLISH from the hub."""
 

@@ -104,3 +104,58 @@ def test_commands_and_twins_that_were_answered_for_outlive_the_hub(tmp_path):
     assert {message_id for message_id, _ in answered} <= {c.message_id for c in waiting}
     assert twin.desired_version >= int(answered[-1][1])
     assert json.dumps(twin.desired)
+
+
+REGISTRAR = """
+import sys
+from pathlib import Path
+from outpost_tools.registry import Registry
+registry = Registry(Path(sys.argv[1]))
+for number in range(1000):
+    name = f"{sys.argv[2]}-{number}"
+    print("add", name, registry.add(name).primary_key, flush=True)
+    print("rotate", name, registry.rotate(name, "primary").primary_key, flush=True)
+    print("disable", name, registry.set_status(name, "disabled").status, flush=True)
+    if number % 3 == 2:
+        registry.remove(f"{sys.argv[2]}-{number - 1}")
+        print("remove", f"{sys.argv[2]}-{number - 1}", "-", flush=True)
+"""
+
+
+def test_every_change_of_the_registry_that_was_answered_for_outlives_a_kill(tmp_path):
+    answered = []
+    for number, pause_s in enumerate((0.02, 0.05, 0.11, 0.23)):
+        child = subprocess.Popen(
+            [sys.executable, "-c", REGISTRAR, str(tmp_path), str(number)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        answered.append(child.stdout.readline().split())
+        time.sleep(pause_s)
+        child.kill()
+        lines = child.stdout.readlines()
+        child.wait()
+        child.stdout.close()
+        answered += [line.split() for line in lines if line.endswith("\n")]
+    with Registry(tmp_path) as registry:
+        assert registry._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        held = {d.device_id: d for d in registry.devices()}
+        assert len(registry.policies()) == 5
+    assert len(answered) >= 8
+    last = {name: index for index, (_, name, _) in enumerate(answered)}
+    for index, (done, name, value) in enumerate(answered):
+        newest = index == last[name]
+        if done == "remove":
+            assert name not in held
+        elif name not in held:
+            # Removed, and killed before it could say so: it was the last but one of its round.
+            assert ["remove", name, "-"] in answered or _last_but_one(name, answered)
+        elif newest and done == "rotate":
+            assert held[name].primary_key == value or not held[name].enabled
+        elif newest and done == "disable":
+            assert not held[name].enabled
+
+
+def _last_but_one(name, answered):
+    same = [n for _, n, _ in answered if n.partition("-")[0] == name.partition("-")[0]]
+    return list(dict.fromkeys(same))[-2:][0] == name

@@ -232,7 +232,7 @@ def test_a_command_that_expired_does_not_arrive_and_is_a_dead_letter(world: Worl
 
 def test_a_twin_is_read_reported_to_and_its_desired_changes_arrive(world: World) -> None:
     core = world.hub.core
-    core.wait(core.twin_patch_desired(DEVICE, {"interval": 5, "led": {"r": 1}}))
+    core.wait(core.twin_patch(DEVICE, desired={"interval": 5, "led": {"r": 1}}))
     client = world.client()
     client.connect()
     twin = client.get_twin()
@@ -242,7 +242,7 @@ def test_a_twin_is_read_reported_to_and_its_desired_changes_arrive(world: World)
     patches: queue.Queue[dict] = queue.Queue()
     client.on_twin_desired_properties_patch_received = patches.put
     time.sleep(0.5)
-    core.wait(core.twin_patch_desired(DEVICE, {"interval": None, "led": {"g": 2}}))
+    core.wait(core.twin_patch(DEVICE, desired={"interval": None, "led": {"g": 2}}))
     assert patches.get(timeout=10) == {"interval": None, "led": {"g": 2}, "$version": 3}
 
     client.patch_twin_reported_properties({"interval": 7, "gone": 1})

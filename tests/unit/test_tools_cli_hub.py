@@ -358,7 +358,7 @@ def test_watch_follows_what_happens_until_it_is_told_to_end(world):
         text=True,
     )
     try:
-        assert eventually(lambda: world.hub.core._subscribers)
+        assert eventually(lambda: world.hub.core._news)
         client = world.device()
         client.publish(f"devices/{DEVICE}/messages/events/", "live", qos=1)
         outpost("send", DEVICE, "hello")

@@ -22,6 +22,7 @@ from outpost_tools.hub import Hub
 from outpost_tools.hub.server import in_words, openssl_suites
 from outpost_tools.hub.session import parse_properties
 from outpost_tools.registry import Registry, new_key
+from pahodevice import connack, end, packet, text
 
 EVENTS = "devices/{}/messages/events/"
 
@@ -88,35 +89,9 @@ def shared(tmp_path_factory):
     world.hub.stop()
 
 
-def connack(client, timeout_s=10):
-    deadline = time.monotonic() + timeout_s
-    while not client.codes and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert client.codes, "no CONNACK"
-    return client.codes[0]
-
-
-def end(client):
-    client.disconnect()
-    client.loop_stop()
-
-
-def packet(kind, flags, body):
-    length, rest = b"", len(body)
-    while True:
-        rest, low = divmod(rest, 128)
-        length += bytes([low | (128 if rest else 0)])
-        if not rest:
-            return bytes([kind << 4 | flags]) + length + body
-
-
-def text(value):
-    return struct.pack("!H", len(value)) + value
-
-
 def connect_packet(client_id=b"pump-7", user=b"u", password=b"p", flags=0xC2, level=4, tail=b""):
     body = text(b"MQTT") + bytes([level, flags]) + struct.pack("!H", 60)
-    return packet(1, 0, body + text(client_id) + text(user) + text(password) + tail)
+    return packet(0x10, body + text(client_id) + text(user) + text(password) + tail)
 
 
 def answer(tls):
@@ -310,7 +285,7 @@ def test_silence_beyond_the_keep_alive_ends_the_connection(world):
         user = b"localhost/pump-7/?api-version=2021-04-12"
         body = text(b"MQTT") + b"\x04\xc2\x00\x01"
         token = world.token().encode()
-        tls.sendall(packet(1, 0, body + text(b"pump-7") + text(user) + text(token)))
+        tls.sendall(packet(0x10, body + text(b"pump-7") + text(user) + text(token)))
         assert tls.recv(4) == b"\x20\x02\x00\x00"
         started = time.monotonic()
         assert answer(tls) == b""
@@ -399,7 +374,7 @@ def test_a_hub_that_ignores_the_record_size_serves_and_says_nothing_of_it(tmp_pa
                 tls.sendall(connect)
                 assert tls.recv(4) == b"\x20\x02\x00\x00"
                 topic = EVENTS.format("pump-7").encode()
-                tls.sendall(packet(3, 2, text(topic) + b"\0\1" + bytes(50000)))
+                tls.sendall(packet(0x32, text(topic) + b"\0\1" + bytes(50000)))
                 assert tls.recv(4) == b"\x40\x02\x00\x01"
         for size, granted in ((None, False), (512, False)):
             assert record_size_granted(hub.port, size) is granted
@@ -439,19 +414,19 @@ def test_plain_text_on_the_tls_port_is_one_line(world):
         pytest.param(b"GET / HTTP/1.1\r\n\r\n", id="HTTP"),
         pytest.param(b"\x10\xff\xff\xff\xff\x01", id="length of five bytes"),
         pytest.param(b"\x10\xff\xff\xff\x7f", id="length of 256 MB"),
-        pytest.param(packet(1, 0, bytes(20000)), id="CONNECT of 20,000 bytes"),
-        pytest.param(packet(1, 1, b""), id="CONNECT with flags"),
-        pytest.param(packet(1, 0, b""), id="empty CONNECT"),
+        pytest.param(packet(0x10, bytes(20000)), id="CONNECT of 20,000 bytes"),
+        pytest.param(packet(0x11, b""), id="CONNECT with flags"),
+        pytest.param(packet(0x10, b""), id="empty CONNECT"),
         pytest.param(connect_packet(tail=b"x"), id="bytes after the end"),
         pytest.param(connect_packet(client_id=b"\xff\xfe"), id="bad UTF-8"),
         pytest.param(connect_packet(client_id=b""), id="no client id"),
         pytest.param(connect_packet(flags=0xC3), id="reserved flag"),
         pytest.param(connect_packet(flags=0xDA), id="will QoS 3 without a will"),
-        pytest.param(packet(1, 0, text(b"MQTT") + b"\x04\xc2\x00"), id="cut in its header"),
-        pytest.param(packet(12, 0, b""), id="PINGREQ first"),
-        pytest.param(packet(3, 0, text(b"t") + b"x"), id="PUBLISH first"),
-        pytest.param(packet(2, 0, b"\0\0"), id="a CONNACK from the device"),
-        pytest.param(packet(15, 0, b""), id="packet type 15"),
+        pytest.param(packet(0x10, text(b"MQTT") + b"\x04\xc2\x00"), id="cut in its header"),
+        pytest.param(packet(0xC0, b""), id="PINGREQ first"),
+        pytest.param(packet(0x30, text(b"t") + b"x"), id="PUBLISH first"),
+        pytest.param(packet(0x20, b"\0\0"), id="a CONNACK from the device"),
+        pytest.param(packet(0xF0, b""), id="packet type 15"),
     ],
 )
 def test_what_is_no_connect_ends_the_connection_with_one_line(shared, data):
@@ -473,18 +448,18 @@ def test_another_protocol_level_is_answered_with_code_1(shared):
 @pytest.mark.parametrize(
     "data",
     [
-        pytest.param(packet(3, 6, text(b"t") + b"\0\1x"), id="QoS 3"),
-        pytest.param(packet(3, 8, text(b"t") + b"x"), id="duplicate at QoS 0"),
-        pytest.param(packet(3, 2, text(b"t") + b"\0\0x"), id="packet id 0"),
-        pytest.param(packet(3, 0, text(b"")), id="no topic"),
-        pytest.param(packet(3, 0, text(b"a/#") + b"x"), id="wildcard in the topic"),
-        pytest.param(packet(3, 0, text(b"a\xff") + b"x"), id="topic that is not UTF-8"),
-        pytest.param(packet(3, 0, b"\xff\xff"), id="topic longer than the packet"),
-        pytest.param(packet(12, 0, b"x"), id="PINGREQ with a body"),
-        pytest.param(packet(14, 0, b"x"), id="DISCONNECT with a body"),
+        pytest.param(packet(0x36, text(b"t") + b"\0\1x"), id="QoS 3"),
+        pytest.param(packet(0x38, text(b"t") + b"x"), id="duplicate at QoS 0"),
+        pytest.param(packet(0x32, text(b"t") + b"\0\0x"), id="packet id 0"),
+        pytest.param(packet(0x30, text(b"")), id="no topic"),
+        pytest.param(packet(0x30, text(b"a/#") + b"x"), id="wildcard in the topic"),
+        pytest.param(packet(0x30, text(b"a\xff") + b"x"), id="topic that is not UTF-8"),
+        pytest.param(packet(0x30, b"\xff\xff"), id="topic longer than the packet"),
+        pytest.param(packet(0xC0, b"x"), id="PINGREQ with a body"),
+        pytest.param(packet(0xE0, b"x"), id="DISCONNECT with a body"),
         pytest.param(connect_packet(), id="second CONNECT"),
-        pytest.param(packet(8, 0, b"\0\1" + text(b"a") + b"\0"), id="SUBSCRIBE with flags 0"),
-        pytest.param(packet(4, 0, b"\0\1"), id="PUBACK of nothing"),
+        pytest.param(packet(0x80, b"\0\1" + text(b"a") + b"\0"), id="SUBSCRIBE with flags 0"),
+        pytest.param(packet(0x40, b"\0\1"), id="PUBACK of nothing"),
         pytest.param(b"\x30", id="half a header"),
     ],
 )

@@ -1,9 +1,13 @@
 """Who may connect: certificates by thumbprint and by authority, tokens of policies."""
 
+import socket
+import ssl
+import time
+
 import pytest
 from outpost_tools.errors import OutpostError
 from outpost_tools.registry import Registry, thumbprints
-from pahodevice import World, connack, end
+from pahodevice import World, connack, end, packet, text
 
 from certs import DAY, holder
 
@@ -139,5 +143,40 @@ def test_a_hub_that_ignores_the_record_size_takes_certificates_too(tmp_path):
         change(world, auth="selfSigned", primary_thumbprint=thumbprints(one.der)[0])
         assert code(world, **shown(world, one, tmp_path)) == 0
         assert code(world, password="") == 5
+    finally:
+        world.hub.stop()
+
+
+def test_a_resumed_session_shows_the_whole_chain_or_is_made_anew(world, tmp_path):
+    root = holder("fleet root", authority=True)
+    intermediate = holder("line 3", root, authority=True)
+    with Registry(world.data) as registry:
+        registry.add_authority("fleet", root.pem)
+    change(world, auth="certificateAuthority")
+    context = ssl.create_default_context(cafile=str(world.roots))
+    context.load_cert_chain(*holder("pump-7", intermediate).write(tmp_path, "device"))
+    session = None
+    for _ in range(3):
+        plain = socket.create_connection(("127.0.0.1", world.hub.port), 10)
+        with context.wrap_socket(plain, server_hostname="localhost", session=session) as tls:
+            body = text(b"MQTT") + b"\x04\x82\0\x3c" + text(b"pump-7")
+            tls.sendall(packet(0x10, body + text(b"localhost/pump-7/?api-version=2021-04-12")))
+            assert tls.recv(4) == b"\x20\2\0\0", world.event("refused")
+            session = tls.session
+
+
+def test_a_certificate_that_ends_during_the_connection_is_no_reason_to_end_it(tmp_path):
+    """Its dates are looked at when it connects, by the hub's clock."""
+    world = World(tmp_path / "data", now_s=lambda: time.time() - 5 * DAY.total_seconds())
+    try:
+        root = holder("fleet root", authority=True, starts=-9 * DAY)
+        with Registry(world.data) as registry:
+            registry.add_authority("fleet", root.pem)
+        change(world, auth="certificateAuthority")
+        one = holder("pump-7", root, starts=-8 * DAY, ends=-2 * DAY)
+        client = world.client(**shown(world, one, tmp_path))
+        change(world, status_reason="looked at again")
+        assert not client.lost.wait(0.7)
+        end(client)
     finally:
         world.hub.stop()

@@ -114,6 +114,44 @@ def test_a_command_that_expires_is_never_delivered(world):
     end(client)
 
 
+@pytest.mark.parametrize(
+    ("ack", "wanted"),
+    [
+        ("none", []),
+        ("positive", ["Success"]),
+        ("negative", ["Purged", "DeliveryCountExceeded", "Expired"]),
+        ("full", ["Success", "Purged", "DeliveryCountExceeded", "Expired"]),
+    ],
+)
+def test_what_became_of_a_command_is_kept_for_who_asked(world, ack, wanted):
+    queue, now_s = world.core.commands, time.time()
+    for expiry_s in (None, None, None, now_s + 0.3):
+        queue.add("pump-7", b"x", message_id="m", ack=ack, expiry_s=expiry_s)
+    (first, second, third), _ = queue.take("pump-7", 3)
+    queue.complete(first.number)
+    last = queue.waiting("pump-7")[-1]
+    queue.release([second.number])
+    with queue._lock:
+        queue._db.execute(
+            "UPDATE command SET device_id = 'away' WHERE number > ?", (second.number,)
+        )
+    queue.purge("pump-7")
+    with queue._lock:
+        queue._db.execute("UPDATE command SET device_id = 'pump-7' WHERE device_id = 'away'")
+        queue._db.execute("UPDATE command SET deliveries = 10 WHERE number = ?", (third.number,))
+    queue.release([third.number])
+    queue.take("pump-7", 0)
+    time.sleep(0.35)
+    world.call(world.core.on_disk(queue.sweep))
+    assert queue.waiting("pump-7") == [] and last.number > third.number
+    world.restart()
+    found = world.call(world.core.commands_feedback("pump-7"))
+    assert [f["statusCode"] for f in found] == wanted
+    for one in found:
+        assert one["originalMessageId"] == "m" and one["deviceId"] == "pump-7"
+        assert one["deviceGenerationId"] == world.device.generation_id and one["at_s"] >= now_s
+
+
 def test_a_purged_queue_is_empty(world):
     send(world)
     send(world)

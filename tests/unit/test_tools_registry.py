@@ -275,3 +275,13 @@ def test_an_authority_must_be_one(tmp_path):
                 registry.add_authority("fleet", bad)
         registry.add_authority("fleet", holder("root", authority=True).pem)
         assert list(registry.authorities()) == ["fleet"]
+
+
+def test_a_registry_of_the_format_before_keeps_all_and_learns_of_feedback(tmp_path):
+    with Registry(tmp_path) as registry:
+        device, policies = registry.add("pump-7"), registry.policies()
+        registry._db.execute("DROP TABLE feedback")
+        registry._db.execute("PRAGMA user_version = 2")
+    with Registry(tmp_path) as registry:
+        assert (registry.get("pump-7"), registry.policies()) == (device, policies)
+        assert registry._db.execute("SELECT count(*) FROM feedback").fetchone() == (0,)

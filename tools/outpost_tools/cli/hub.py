@@ -56,6 +56,12 @@ def hub_run(
         bool,
         typer.Option("--ignore-record-size", help="As servers that do not know RFC 6066; slow."),
     ] = False,
+    keep_mb: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="MB", help="How much telemetry is kept, of seven days at the most."
+        ),
+    ] = 1024,
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -97,6 +103,7 @@ def hub_run(
                 limits=BY_NAME[limits.value],
                 faces=[dps],
                 services=[dps, rest],
+                keep_bytes=keep_mb << 20,
             )
         )
         stack.enter_context(

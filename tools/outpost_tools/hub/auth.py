@@ -25,6 +25,7 @@ BAD_IDENTIFIER = 2
 UNAVAILABLE = 3
 BAD_USER_OR_PASSWORD = 4
 NOT_AUTHORISED = 5
+NO_CHECK_TIME = 0x200000  # OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which pyOpenSSL has no name for
 
 
 class Refusal(Exception):
@@ -201,7 +202,9 @@ def _check_certificate(
         store.add_cert(crypto.X509.from_cryptography(authority))
     # An intermediate may be the authority that was registered: its own issuer is not asked for.
     store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
-    if now_s is not None:
+    if now_s is None:
+        store.set_flags(NO_CHECK_TIME)
+    else:
         store.set_time(dt.datetime.fromtimestamp(now_s, dt.UTC))
     try:
         crypto.X509StoreContext(store, leaf, others).verify_certificate()

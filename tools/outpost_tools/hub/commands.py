@@ -3,7 +3,9 @@
 It owns the table `command` in the registry's file, so that a removed device's commands go with it.
 A command is `queued`, then `sent` once a connection has it, then gone when the device's PUBACK
 comes; `expired`, `undeliverable` (tried too often) and `purged` ones are the dead letters, kept for
-seven days. Its calls reach the disk and may block: the hub makes them outside its event loop.
+seven days. What became of one whose sender wants to know (its `ack`) is kept as long, in the table
+`feedback`, written in the same transaction. Its calls reach the disk and may block: the hub makes
+them outside its event loop.
 """
 
 import json
@@ -21,6 +23,15 @@ from outpost_tools.hub import faults, limits
 ACKS = ("none", "positive", "negative", "full")
 DEAD = ("expired", "undeliverable", "purged")
 DEAD_KEPT_S = 7 * 86400.0
+# The words of IoT Hub's feedback for what became of a command.
+OUTCOMES = {
+    "completed": "Success",
+    "expired": "Expired",
+    "undeliverable": "DeliveryCountExceeded",
+    "purged": "Purged",
+}
+WANTED = {"completed": ("positive", "full")}  # by which `ack`; the others' by these:
+WANTED_OF_DEAD = ("negative", "full")
 
 COLUMNS = (
     "number, device_id, message_id, state, body, properties, system, ack, deliveries, enqueued_s, "
@@ -78,6 +89,15 @@ def _command(row: Sequence[Any]) -> Command:
     return Command(*values)
 
 
+def open_table(data: Path) -> sqlite3.Connection:
+    """A connection of one's own to the registry's file, where a part of the hub has its table."""
+    db = sqlite3.connect(
+        Path(data) / "registry.db", timeout=10, isolation_level=None, check_same_thread=False
+    )
+    db.execute("PRAGMA synchronous=FULL")
+    return db
+
+
 class CommandQueue:
     """`deliveries_max`, `lock_s`: how often one is tried, and after how long without a PUBACK."""
 
@@ -90,10 +110,7 @@ class CommandQueue:
     ) -> None:
         self.now_s, self.deliveries_max, self.lock_s = now_s, deliveries_max, lock_s
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(
-            Path(data) / "registry.db", timeout=10, isolation_level=None, check_same_thread=False
-        )
-        self._db.execute("PRAGMA synchronous=FULL")
+        self._db = open_table(data)
 
     def recover(self) -> None:
         """What an earlier hub had sent and not heard of again waits once more."""
@@ -188,10 +205,13 @@ class CommandQueue:
 
     def complete(self, number: int) -> Command | None:
         """The device has it: forget it. None where it is dead or gone already."""
-        rows = self._write(
-            f"DELETE FROM command WHERE number = ? AND {WAITING} RETURNING {COLUMNS}", (number,)
-        )
-        return _command(rows[0]) if rows else None
+        with self._lock, self._transaction():
+            rows = self._db.execute(
+                f"DELETE FROM command WHERE number = ? AND {WAITING} RETURNING {COLUMNS}", (number,)
+            ).fetchall()
+            done = [_command(row) for row in rows]
+            self._feed_back(done, "completed")
+        return done[0] if done else None
 
     def release(self, numbers: Sequence[int]) -> None:
         """The connection that had these is gone: they wait for the next."""
@@ -206,8 +226,9 @@ class CommandQueue:
         now_s = self.now_s()
         with self._lock:
             due = self._db.execute(
-                f"SELECT 1 FROM command WHERE ({WAITING} AND expiry_s <= ?) "
-                "OR (settled_s > 0 AND settled_s < ?) LIMIT 1",
+                f"SELECT 1 FROM command WHERE ({WAITING} AND expiry_s <= ?1) "
+                "OR (settled_s > 0 AND settled_s < ?2) "
+                "UNION ALL SELECT 1 FROM feedback WHERE at_s < ?2 LIMIT 1",
                 (now_s, now_s - DEAD_KEPT_S),
             ).fetchone()
             if due is None:
@@ -218,15 +239,30 @@ class CommandQueue:
                     "DELETE FROM command WHERE settled_s > 0 AND settled_s < ?",
                     (now_s - DEAD_KEPT_S,),
                 )
+                self._db.execute("DELETE FROM feedback WHERE at_s < ?", (now_s - DEAD_KEPT_S,))
         return dead
 
     def purge(self, device_id: str) -> list[Command]:
-        rows = self._write(
-            f"UPDATE command SET state = 'purged', settled_s = ? WHERE device_id = ? AND {WAITING} "
-            f"RETURNING {COLUMNS}",
-            (self.now_s(), device_id),
-        )
-        return [_command(row) for row in rows]
+        with self._lock, self._transaction():
+            rows = self._db.execute(
+                "UPDATE command SET state = 'purged', settled_s = ? WHERE device_id = ? AND "
+                f"{WAITING} RETURNING {COLUMNS}",
+                (self.now_s(), device_id),
+            ).fetchall()
+            purged = [_command(row) for row in rows]
+            self._feed_back(purged)
+        return purged
+
+    def feedback(self, device_id: str | None = None) -> list[dict[str, Any]]:
+        """What became of the commands whose senders asked, oldest first, in IoT Hub's form."""
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT message_id, at_s, outcome, device_id, generation_id FROM feedback "
+                "WHERE ?1 IS NULL OR device_id = ?1 ORDER BY number",
+                (device_id,),
+            ).fetchall()
+        names = ("originalMessageId", "at_s", "statusCode", "deviceId", "deviceGenerationId")
+        return [dict(zip(names, row, strict=True)) for row in rows]
 
     def waiting(self, device_id: str) -> list[Command]:
         return self._read(f"device_id = ? AND {WAITING}", (device_id,))
@@ -254,7 +290,20 @@ class CommandQueue:
             f"RETURNING {COLUMNS}",
             (now_s, device_id, self.deliveries_max),
         ).fetchall()
-        return [_command(row) for row in rows]
+        dead = [_command(row) for row in rows]
+        self._feed_back(dead)
+        return dead
+
+    def _feed_back(self, settled: Sequence[Command], state: str | None = None) -> None:
+        """Inside a transaction: keep what became of these, where their senders want to know."""
+        for command in settled:
+            became = state or command.state
+            if command.ack in WANTED.get(became, WANTED_OF_DEAD):
+                self._db.execute(
+                    "INSERT INTO feedback (device_id, generation_id, message_id, outcome, at_s) "
+                    "SELECT device_id, generation_id, ?2, ?3, ?4 FROM device WHERE device_id = ?1",
+                    (command.device_id, command.message_id, OUTCOMES[became], self.now_s()),
+                )
 
     def _read(self, where: str, values: Sequence[Any]) -> list[Command]:
         with self._lock:

@@ -13,74 +13,35 @@ import asyncio
 import contextlib
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from outpost_tools.errors import OutpostError
-from outpost_tools.hub import auth, faults
+from outpost_tools.hub import faults
 from outpost_tools.hub.commands import Command, CommandQueue
+from outpost_tools.hub.faces import Face, Service
+from outpost_tools.hub.guard import Guard
 from outpost_tools.hub.methods import MethodDesk, check_timeouts, request_body
-from outpost_tools.hub.store import Telemetry, TelemetryStore
+from outpost_tools.hub.news import Event, News, Reader
+from outpost_tools.hub.presence import Connection, Presence
+from outpost_tools.hub.store import KEEP_BYTES, Telemetry, TelemetryStore
 from outpost_tools.hub.subscriptions import Subscriptions
 from outpost_tools.hub.throttle import Limits, Throttle
 from outpost_tools.hub.twins import Json, Twin, TwinStore
 from outpost_tools.registry import Device, Registry
 
 if TYPE_CHECKING:
-    from outpost_tools.hub.packets import Connect
-    from outpost_tools.hub.session import Line, Session
+    from outpost_tools.hub.session import Session
 
-Event = dict[str, Any]
 T = TypeVar("T")
 
-EVENTS_WAITING_MAX = 10000
-WATCH_EVERY_S = 0.25
+__all__ = ["Connection", "Event", "Face", "HubCore", "Service"]
+
 SWEEP_EVERY_S = 1.0
 SAVE_EVERY_ROUNDS = 30
-
-
-class Face(Protocol):
-    """Another protocol on the device listener, told apart by its CONNECT (DPS is one)."""
-
-    def claims(self, connect: "Connect") -> bool:
-        """Whether this CONNECT is for it."""
-
-    async def serve(self, line: "Line", connect: "Connect") -> str:
-        """Answer the CONNECT and serve until the end; returns why it ended, safe to log.
-
-        May raise session.Close(reason) and packets.Malformed, as sessions do.
-        """
-
-
-class Service(Protocol):
-    """Something beside the device listener that lives in the hub's loop (REST is one)."""
-
-    async def start(self, core: "HubCore") -> None:
-        """Listen. Raises OutpostError where that cannot be."""
-
-    async def stop(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Connection:
-    """What is known of a device's connection. Times are Unix seconds, 0.0 for never."""
-
-    connected: bool
-    changed_s: float  # when it last connected or was lost
-    last_activity_s: float
-    peer: str = ""
-    model_id: str = ""
-
-    @property
-    def state(self) -> str:
-        return "Connected" if self.connected else "Disconnected"
-
-
-NEVER = Connection(False, 0.0, 0.0)
 
 
 class HubCore:
@@ -89,6 +50,7 @@ class HubCore:
     names     the hub's host names, as devices and services may call it; the first is its own
     listener  told each event, with the message where it is telemetry
     limits    of rates; none unless given
+    keep_bytes  how much telemetry is kept, where seven days' is more
     """
 
     def __init__(
@@ -98,23 +60,21 @@ class HubCore:
         now_s: Callable[[], float] = time.time,
         listener: Callable[[Event, Telemetry | None], None] | None = None,
         limits: Limits | None = None,
+        keep_bytes: int = KEEP_BYTES,
     ) -> None:
         self.data, self.names, self.now_s = Path(data), tuple(names), now_s
         self.registry = Registry(self.data)
-        self.telemetry = TelemetryStore(self.data, now_s)
+        self.presence = Presence(self.registry, now_s)
+        self._guard = Guard(self.data, self.presence)
+        self.telemetry = TelemetryStore(self.data, now_s, keep_bytes=keep_bytes)
         self.twins = TwinStore(self.data, now_s, self._desired_in_disk_thread)
         self.commands = CommandQueue(self.data, now_s)
         self.subscriptions = Subscriptions(self.data)
         self.methods = MethodDesk()
         self.throttle = Throttle(limits)
         self._listener = listener
-        # Another connection than the one that this process writes with: it sees every change.
-        self._watched = Registry(self.data)
         self._disk = ThreadPoolExecutor(1, "hub-disk")
-        self._sessions: dict[str, Session] = {}
-        self._seen: dict[str, Connection] = {}
-        self._unsaved: dict[str, float] = {}
-        self._subscribers: set[asyncio.Queue[Event]] = set()
+        self._news = News()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._steady: list[asyncio.Task[None]] = []
@@ -129,16 +89,12 @@ class HubCore:
 
     def connection(self, device_id: str) -> Connection:
         """Whether a device is connected, since when, and when it was last heard of."""
-        seen = self._seen.get(device_id)
-        if seen is not None:
-            return seen
-        device = self.registry.find(device_id)
-        return NEVER if device is None else Connection(False, 0.0, device.last_activity_s)
+        return self.presence.connection(device_id)
 
     @property
     def connected(self) -> list[str]:
         """The ids of the connected devices, sorted."""
-        return sorted(self._sessions)
+        return sorted(self.presence.sessions)
 
     def statistics(self) -> dict[str, int]:
         """totalDeviceCount, enabledDeviceCount, disabledDeviceCount, connectedDeviceCount."""
@@ -147,7 +103,7 @@ class HubCore:
             "totalDeviceCount": total,
             "enabledDeviceCount": enabled,
             "disabledDeviceCount": total - enabled,
-            "connectedDeviceCount": len(self._sessions),
+            "connectedDeviceCount": len(self.presence.sessions),
         }
 
     def device(self, device_id: str) -> Device:
@@ -161,15 +117,15 @@ class HubCore:
         """Close, now, what the registry no longer admits.
 
         Called by whoever changes it in this process; a change by another process is seen within
-        `WATCH_EVERY_S` anyway.
+        a quarter of a second anyway.
         """
-        self._in_loop(self._check_registry)
+        self._in_loop(self._guard.check)
 
     def disconnect_device(self, device_id: str, reason: str) -> None:
         """End a device's live connection, if it has one."""
 
         def close() -> None:
-            session = self._sessions.get(device_id)
+            session = self.presence.sessions.get(device_id)
             if session is not None:
                 session.close(reason)
 
@@ -180,8 +136,8 @@ class HubCore:
         record = {"event": event, "at_s": round(self.now_s(), 3), **facts}
         if self._listener is not None:
             self._listener(record, message)
-        if self._subscribers:
-            self._in_loop(lambda: self._spread(record))
+        if self._news:
+            self._in_loop(lambda: self._news.spread(record))
 
     # Twins. `if_match` is the twin's etag without quotes; None or "*" takes whatever is there.
 
@@ -212,19 +168,6 @@ class HubCore:
     ) -> Twin:
         """Put in the place of what is there, as PUT /twins/{id} does; None empties that part."""
         return await self.on_disk(self.twins.change, device_id, tags, desired, if_match, True)
-
-    async def twin_patch_desired(
-        self, device_id: str, patch: Json, if_match: str | None = None
-    ) -> Twin:
-        return await self.twin_patch(device_id, desired=patch, if_match=if_match)
-
-    async def twin_replace_desired(
-        self, device_id: str, desired: Json, if_match: str | None = None
-    ) -> Twin:
-        """Replace the desired properties alone; tags stay."""
-        return await self.on_disk(
-            self.twins.change, device_id, None, desired, if_match, True, ("desired",)
-        )
 
     async def twin_patch_reported(self, device_id: str, patch: Json) -> int:
         """What a device reports; gives the new version of its reported properties."""
@@ -257,7 +200,7 @@ class HubCore:
         body = request_body(name, payload)
         self.device(device_id)
         self.throttle.check("methods")
-        session = await self._ready_for_methods(device_id, connect_timeout_s)
+        session = await self.methods.ready(self.presence.sessions, device_id, connect_timeout_s)
         try:
             status, answer = await self.methods.call(session, name, body, response_timeout_s)
         except faults.ServiceError as why:
@@ -312,6 +255,10 @@ class HubCore:
         """The dead letters: expired, tried too often, or purged; `state` says which."""
         return await self.on_disk(self.commands.dead, device_id)
 
+    async def commands_feedback(self, device_id: str | None = None) -> list[dict[str, Any]]:
+        """What became of commands that were sent with an `ack`; kept for seven days."""
+        return await self.on_disk(self.commands.feedback, device_id)
+
     async def commands_purge(self, device_id: str) -> int:
         """Empty a device's queue; gives how many there were."""
         self.device(device_id)
@@ -321,21 +268,15 @@ class HubCore:
 
     # Events: connections, telemetry, commands' fates, twin changes.
 
-    @contextlib.asynccontextmanager
-    async def events(self) -> AsyncIterator["asyncio.Queue[Event]"]:
-        """A queue of everything from now on; a reader that is too slow loses the oldest.
+    def events(self) -> contextlib.AbstractAsyncContextManager[Reader]:
+        """A reader of everything from now on; one that is too slow loses the oldest.
 
         Each is a dictionary with "event", "at_s" and "device". Kinds: connected, closed, refused,
         telemetry (number, body, properties, system, made_s, received_s, qos, dup),
         command-queued, command-sent, command-completed, command-dead (state), twin-desired,
         twin-reported (version), method (name, status).
         """
-        queue: asyncio.Queue[Event] = asyncio.Queue(EVENTS_WAITING_MAX)
-        self._subscribers.add(queue)
-        try:
-            yield queue
-        finally:
-            self._subscribers.discard(queue)
+        return self._news.reader()
 
     async def telemetry_since(
         self,
@@ -344,39 +285,27 @@ class HubCore:
         after_number: int = 0,
         limit: int = 1000,
     ) -> list[Event]:
-        """Kept telemetry in order of arrival, in the form of the event "telemetry"."""
+        """Kept telemetry in order of arrival, in the form of the event "telemetry".
+
+        Fewer than `limit` where they are large; none only where there are no more.
+        """
         return await asyncio.to_thread(self.telemetry.read, since_s, device_id, after_number, limit)
 
     # From sessions, in the hub's loop.
 
     def join(self, session: "Session") -> None:
         """A device is in; an older connection of it has to go."""
-        older = self._sessions.get(session.device_id)
-        self._sessions[session.device_id] = session
+        older = self.presence.enter(session)
         if older is not None:
-            older.close("a newer connection of the same device took its place")
-        now_s = self.now_s()
-        self._seen[session.device_id] = Connection(
-            True, now_s, now_s, session.line.peer, session.admitted.model_id
-        )
-        self._unsaved[session.device_id] = now_s
+            older.give_way()
         self.tell("connected", device=session.device_id, peer=session.line.peer, **session.line.tls)
+        # What the registry lost between its admission and now was no reason for anyone to close it.
+        if reason := self._guard.refuses(session.admitted):
+            session.close(reason)
 
     def leave(self, session: "Session") -> None:
         self.methods.lost(session)
-        if self._sessions.get(session.device_id) is session:
-            del self._sessions[session.device_id]
-            seen = self._seen[session.device_id]
-            self._seen[session.device_id] = replace(seen, connected=False, changed_s=self.now_s())
-
-    def heard(self, session: "Session") -> None:
-        """Something came from the device."""
-        if self._sessions.get(session.device_id) is session:
-            now_s = self.now_s()
-            seen = self._seen[session.device_id]
-            if now_s - seen.last_activity_s >= 1:
-                self._seen[session.device_id] = replace(seen, last_activity_s=now_s)
-                self._unsaved[session.device_id] = now_s
+        self.presence.leave(session)
 
     def took(self, telemetry: Telemetry, number: int) -> None:
         """A message is on disk."""
@@ -396,13 +325,19 @@ class HubCore:
 
     def wake(self, device_id: str) -> None:
         """There may be a command for the device."""
-        session = self._sessions.get(device_id)
+        session = self.presence.sessions.get(device_id)
         if session is not None and session.command_qos is not None:
             session.wake()
 
     async def on_disk(self, work: Callable[..., T], *given: Any) -> T:
         """Run what may block in the one thread for it: in the order of the calls."""
-        return await asyncio.get_running_loop().run_in_executor(self._disk, partial(work, *given))
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._disk, partial(work, *given))
+        except sqlite3.Error as why:
+            raise faults.Unavailable(
+                f"The hub cannot use its disk ({why}): is it full, or another program at its files?"
+            ) from None
 
     def keep_task(self, work: Coroutine[Any, Any, None]) -> None:
         """See to the end of something that nobody waits for."""
@@ -414,7 +349,10 @@ class HubCore:
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._steady = [asyncio.create_task(self._watch()), asyncio.create_task(self._sweep())]
+        self._steady = [
+            asyncio.create_task(self._guard.watch()),
+            asyncio.create_task(self._sweep()),
+        ]
 
     async def stop(self) -> None:
         """After the sessions have ended: finish what is under way."""
@@ -423,14 +361,15 @@ class HubCore:
         await asyncio.gather(*self._steady, return_exceptions=True)
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.on_disk(self._save_activity)
+        with contextlib.suppress(faults.Unavailable, OutpostError):
+            await self.on_disk(self.presence.save)
 
     def close(self) -> None:
         """Last of all, from the thread that made it."""
         self._disk.shutdown()
         for part in (self.telemetry, self.twins, self.commands, self.subscriptions):
             part.close()
-        self._watched.close()
+        self._guard.close()
         self.registry.close()
 
     # Inside.
@@ -440,47 +379,14 @@ class HubCore:
             with contextlib.suppress(RuntimeError):  # the hub has stopped
                 self._loop.call_soon_threadsafe(work)
 
-    def _spread(self, record: Event) -> None:
-        for queue in self._subscribers:
-            if queue.full():
-                queue.get_nowait()
-            queue.put_nowait(record)
-
     def _desired_in_disk_thread(self, device_id: str, patch: Json, version: int) -> None:
         self._in_loop(lambda: self._desired(device_id, patch, version))
 
     def _desired(self, device_id: str, patch: Json, version: int) -> None:
         self.tell("twin-desired", device=device_id, version=version)
-        session = self._sessions.get(device_id)
+        session = self.presence.sessions.get(device_id)
         if session is not None:
             session.send_desired(patch, version)
-
-    async def _ready_for_methods(self, device_id: str, connect_timeout_s: float) -> "Session":
-        end = time.monotonic() + connect_timeout_s
-        while True:
-            session = self._sessions.get(device_id)
-            if session is not None and session.takes_methods:
-                return session
-            left_s = end - time.monotonic()
-            if left_s <= 0:
-                raise faults.DeviceNotOnline(f"The device {device_id!r} is not online.")
-            await self.methods.wait_for(device_id, left_s)
-
-    async def _watch(self) -> None:
-        """Close within a moment what another process takes the right from."""
-        before = self._watched.changes()
-        while True:
-            await asyncio.sleep(WATCH_EVERY_S)
-            with contextlib.suppress(sqlite3.Error):
-                now = self._watched.changes()
-                if now != before:
-                    before = now
-                    self._check_registry()
-
-    def _check_registry(self) -> None:
-        for session in list(self._sessions.values()):
-            if reason := auth.still(session.admitted, self._watched):
-                session.close(reason)
 
     async def _sweep(self) -> None:
         """Bury what expires while nobody asks for it; keep when devices were active."""
@@ -488,12 +394,7 @@ class HubCore:
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
             rounds += 1
-            with contextlib.suppress(sqlite3.Error, OutpostError):
+            with contextlib.suppress(faults.Unavailable, OutpostError):
                 self.buried(await self.on_disk(self.commands.sweep))
                 if rounds % SAVE_EVERY_ROUNDS == 0:
-                    await self.on_disk(self._save_activity)
-
-    def _save_activity(self) -> None:
-        unsaved, self._unsaved = self._unsaved, {}
-        if unsaved:
-            self.registry.heard_of(unsaved.items())
+                    await self.on_disk(self.presence.save)

@@ -28,10 +28,11 @@ class Courier:
         self._under_way: dict[int, tuple[Command, float]] = {}
         self._held: set[int] = set()  # numbers marked as sent by us, to be released at the end
         self._died: set[int] = set()  # packet ids whose command died before its PUBACK
+        self._over = False
 
     def wake(self) -> None:
         self._due.set()
-        if self._task is None:
+        if self._task is None and not self._over:
             self._task = asyncio.create_task(self._run())
             self._task.add_done_callback(self._ended)
 
@@ -50,9 +51,10 @@ class Courier:
 
     def stop(self) -> None:
         """The connection is over: what was not acknowledged waits for the next."""
-        if self._task is not None:
+        if self._task is not None and not self._over:
             self._task.cancel()
             self._core.keep_task(self._release())
+        self._over = True
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         if not task.cancelled() and task.exception() is not None:

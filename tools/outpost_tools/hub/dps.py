@@ -150,7 +150,7 @@ class Dps:
             line.write(packets.connack(refusal.code))
             await line.drain()
             return ""
-        line.device_id = who.registration_id
+        line.belongs_to(who.registration_id)
         line.keep_alive(connect.keep_alive_s)
         line.write(packets.connack(auth.ACCEPTED))
         return await Conversation(self, line, who).run()

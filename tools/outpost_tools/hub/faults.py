@@ -61,6 +61,12 @@ class Throttled(ServiceError):
         self.retry_after_s = retry_after_s
 
 
+class Unavailable(ServiceError):
+    """The hub's own disk does not do what it must."""
+
+    status, code, name = 503, 503001, "ServiceUnavailable"
+
+
 class GatewayTimeout(ServiceError):
     """The device took the method and did not answer in time."""
 

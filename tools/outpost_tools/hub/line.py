@@ -6,13 +6,15 @@ why, and the first reason given is the one that is logged.
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from outpost_tools import agreed
 from outpost_tools.hub import packets
 
 CLOSE_PATIENCE_S = 2
 TURN_PACKETS = 32
+# What may wait for a device that does not read: many of the largest methods and twins.
+UNREAD_MAX_BYTES = 4 << 20
 
 
 class Close(Exception):
@@ -23,6 +25,7 @@ class Line:
     """tls           "tls": version, "cipher"
     certificates  what the client showed in the handshake, leaf first, as DER
     device_id     whose it is, once that is known
+    on_known      called when it is
     """
 
     def __init__(
@@ -36,9 +39,16 @@ class Line:
         self.reader, self.writer = reader, writer
         self.peer, self.tls, self.certificates = peer, tls, list(certificates)
         self.device_id = ""
+        self.on_known: Callable[[], None] | None = None
         self.ending: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._silence_s: float | None = None
         self._turn = 0
+
+    def belongs_to(self, device_id: str) -> None:
+        """Who it is has been shown."""
+        self.device_id = device_id
+        if self.on_known is not None:
+            self.on_known()
 
     def keep_alive(self, keep_alive_s: int) -> None:
         """From now on silence for one and a half times that long ends the connection."""
@@ -56,6 +66,8 @@ class Line:
     def write(self, data: bytes) -> None:
         if not self.writer.is_closing():
             self.writer.write(data)
+            if self.writer.transport.get_write_buffer_size() > UNREAD_MAX_BYTES:
+                self.close("it does not read what it is sent")
 
     async def drain(self) -> None:
         """Wait while the other side reads too slowly."""

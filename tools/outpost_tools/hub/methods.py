@@ -7,6 +7,8 @@ the time-out or the end of the connection comes. It keeps nothing on disk: a cal
 import asyncio
 import itertools
 import json
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +76,21 @@ class MethodDesk:
             if not waiter.done():
                 waiter.set_result(None)
 
-    async def wait_for(self, device_id: str, timeout_s: float) -> None:
+    async def ready(
+        self, sessions: Mapping[str, "Session"], device_id: str, timeout_s: float
+    ) -> "Session":
+        """The device's connection, once it takes methods; DeviceNotOnline after the time."""
+        end = time.monotonic() + timeout_s
+        while True:
+            session = sessions.get(device_id)
+            if session is not None and session.takes_methods:
+                return session
+            left_s = end - time.monotonic()
+            if left_s <= 0:
+                raise faults.DeviceNotOnline(f"The device {device_id!r} is not online.")
+            await self._wait_for(device_id, left_s)
+
+    async def _wait_for(self, device_id: str, timeout_s: float) -> None:
         """Come back when the device can take methods, or when the time is over."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiters = self._waiters.setdefault(device_id, set())

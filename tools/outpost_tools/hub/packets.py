@@ -38,6 +38,8 @@ from outpost_tools import agreed
 # The largest message, and room for its topic.
 PACKET_MAX_BYTES = agreed.MESSAGE_MAX_BYTES + 65536 + 4
 CONNECT_MAX_BYTES = 16384
+# Anything but a PUBLISH: room for all filters of IoT Hub, and for no more than a moment's decoding.
+CONTROL_MAX_BYTES = 16384
 
 NAMES = {
     CONNECT: "CONNECT",
@@ -143,6 +145,7 @@ async def read_packet(reader: asyncio.StreamReader, limit: int = PACKET_MAX_BYTE
             raise Malformed(f"a device does not send {packet.name}")
         if FIXED_FLAGS.get(packet.type, packet.flags) != packet.flags:
             raise Malformed(f"{packet.name} has impossible flags")
+        limit = limit if packet.type == PUBLISH else min(limit, CONTROL_MAX_BYTES)
         if length > limit:
             raise Malformed(f"{packet.name} of {length} bytes is over the limit of {limit}")
         return Packet(packet.type, packet.flags, await reader.readexactly(length))

@@ -420,6 +420,7 @@ class RestServer:
             {
                 "waiting": [command.as_json() for command in waiting],
                 "dead": [command.as_json() for command in dead],
+                "feedback": await self.core.commands_feedback(device_id),
             }
         )
 
@@ -472,11 +473,11 @@ class RestServer:
     ) -> AsyncIterator["Event"]:
         while True:
             page = await self.core.telemetry_since(since_s, device_id, after, STREAM_PAGE)
+            if not page:  # a page may be short because its messages are large
+                return
             for event in page:
                 after = max(after, int(event.get("number") or 0))
                 yield event
-            if len(page) < STREAM_PAGE:
-                return
 
 
 def service_context(data: Path, host: str, names: Sequence[str]) -> ssl.SSLContext:

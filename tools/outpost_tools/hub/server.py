@@ -8,8 +8,6 @@ its password.
 
 import asyncio
 import contextlib
-import errno
-import os
 import socket
 import ssl
 import threading
@@ -21,14 +19,17 @@ from typing import Literal
 from OpenSSL import SSL
 
 from outpost_tools.errors import OutpostError
-from outpost_tools.hub import auth, packets, tls
+from outpost_tools.hub import auth, faults, packets, tls
+from outpost_tools.hub.chains import Chains
 from outpost_tools.hub.core import Event, Face, HubCore, Service
 from outpost_tools.hub.ignoring import IgnoringTls
 from outpost_tools.hub.line import CLOSE_PATIENCE_S, Close, Line
+from outpost_tools.hub.listening import listen, more_files
 from outpost_tools.hub.session import Session
-from outpost_tools.hub.store import Telemetry
+from outpost_tools.hub.store import KEEP_BYTES, Telemetry
 from outpost_tools.hub.throttle import Limits
 from outpost_tools.hub.tls import openssl_suites, server_context
+from outpost_tools.hub.words import in_words
 from outpost_tools.pki import DevCA, Kind
 
 __all__ = ["Chain", "Event", "Hub", "in_words", "openssl_suites", "server_context"]
@@ -38,8 +39,12 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter, dict[str, str], l
 
 HANDSHAKE_PATIENCE_S = 20
 CONNECT_PATIENCE_S = 20
-BACKLOG = 512
 EVENTS_KEPT = 10000
+# Of the latest telemetry as much is held in memory; all of it is on disk.
+TELEMETRY_HELD_BYTES = 16 << 20
+# Connections that have not said who they are; of more, the oldest goes.
+STRANGERS_MAX = 512
+CROWDED = "too many connections that have not said who they are"
 
 CHAINS: dict[str, tuple[Kind, ...]] = {
     "rsa": ("rsa",),
@@ -60,6 +65,7 @@ class Hub:
     limits     rates above which the hub throttles; none unless given
     faces      other protocols on the same listener (DPS)
     services   what else lives as long as the hub does, in its loop (REST)
+    keep_bytes  how much telemetry is kept, where that of seven days is more
     """
 
     def __init__(
@@ -76,6 +82,7 @@ class Hub:
         limits: Limits | None = None,
         faces: Sequence[Face] = (),
         services: Sequence[Service] = (),
+        keep_bytes: int = KEEP_BYTES,
     ) -> None:
         if chain not in CHAINS:
             raise OutpostError(f"There is no chain {chain!r}: {', '.join(CHAINS)}.")
@@ -85,6 +92,7 @@ class Hub:
         self.names: tuple[str, ...] = tuple(dict.fromkeys([*own, "localhost", *names]))
         self.now_s = now_s
         self.telemetry: list[Telemetry] = []
+        self._held_bytes = 0
         self.events: list[Event] = []
         self._kinds = CHAINS[chain]
         self._context = context
@@ -93,8 +101,11 @@ class Hub:
         self._on_event = on_event
         self._changed = threading.Condition()
         self._limits, self._faces, self._services = limits, tuple(faces), tuple(services)
+        self._keep_bytes = keep_bytes
         self._device_context: SSL.Context | None = None
         self._lines: set[Line] = set()
+        self._chains = Chains()
+        self._strangers: dict[asyncio.Task[None], Line | None] = {}  # oldest first
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
@@ -112,9 +123,13 @@ class Hub:
             self._device_context = tls.device_context([(leaf.chain, leaf.key) for leaf in leaves])
             if self._ignore_record_size:
                 self._ignoring = IgnoringTls(leaves)
-        listener = self._listen()
+        more_files()
+        listener = listen(self.host, self.port)
+        self.port = listener.getsockname()[1]
         try:
-            self.core = HubCore(self.data, self.names, self.now_s, self._heard, self._limits)
+            self.core = HubCore(
+                self.data, self.names, self.now_s, self._heard, self._limits, self._keep_bytes
+            )
         except BaseException:
             listener.close()
             raise
@@ -167,8 +182,7 @@ class Hub:
     def _heard(self, record: Event, message: Telemetry | None) -> None:
         with self._changed:
             if message is not None:
-                self.telemetry.append(message)
-                del self.telemetry[:-EVENTS_KEPT]
+                self._hold(message)
             else:
                 self.events.append(record)
                 del self.events[:-EVENTS_KEPT]
@@ -176,31 +190,15 @@ class Hub:
         if self._on_event is not None:
             self._on_event(record)
 
-    def _listen(self) -> socket.socket:
-        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((self.host, self.port))
-            listener.listen(BACKLOG)
-        except (OSError, OverflowError) as why:
-            listener.close()
-            raise OutpostError(self._cannot_listen(why)) from None
-        listener.setblocking(False)
-        self.port = listener.getsockname()[1]
-        return listener
-
-    def _cannot_listen(self, why: Exception) -> str:
-        where = f"Port {self.port} on {self.host or 'every address'}"
-        code = why.errno if isinstance(why, OSError) else None
-        if code == errno.EADDRINUSE:
-            return f"{where} is in use by another program: stop it, or give another --port."
-        if code == errno.EACCES:
-            return f"{where} needs more rights than you have: give a --port above 1023."
-        if code == errno.EADDRNOTAVAIL or isinstance(why, socket.gaierror):
-            return f"{self.host} is no address of this machine: give another --host."
-        text = os.strerror(code) if code and code > 0 else str(why)
-        return f"{where} cannot be listened on ({text}): give another --host or --port."
+    def _hold(self, message: Telemetry) -> None:
+        self.telemetry.append(message)
+        self._held_bytes += len(message.body)
+        drop = max(0, len(self.telemetry) - EVENTS_KEPT)
+        self._held_bytes -= sum(len(m.body) for m in self.telemetry[:drop])
+        while self._held_bytes > TELEMETRY_HELD_BYTES:
+            self._held_bytes -= len(self.telemetry[drop].body)
+            drop += 1
+        del self.telemetry[:drop]
 
     async def _main(self, listener: socket.socket, ready: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()
@@ -254,25 +252,48 @@ class Hub:
             task = asyncio.create_task(self._serve(connection, f"{address[0]}:{address[1]}"))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+            self._strangers[task] = None
+            task.add_done_callback(lambda task: self._strangers.pop(task, None))
+            while len(self._strangers) > STRANGERS_MAX:
+                self._turn_away(next(iter(self._strangers)))
+            await asyncio.sleep(0)  # each begins before the next is taken
+
+    def _turn_away(self, task: "asyncio.Task[None]") -> None:
+        line = self._strangers.pop(task)
+        if line is None:
+            task.cancel()
+        else:
+            line.close(CROWDED)
 
     async def _serve(self, connection: socket.socket, peer: str) -> None:
+        task = asyncio.current_task()
+        assert task is not None
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             reader, writer, facts, certificates = await self._shake_hands(connection)
         except asyncio.CancelledError:
             connection.close()
+            if task not in self._strangers:  # it was turned away; else the hub stops
+                self.core.tell("tls-failed", device="", peer=peer, reason=CROWDED)
             return
         except Exception as why:
             connection.close()
             reason = tls.failure(why, HANDSHAKE_PATIENCE_S)
             self.core.tell("tls-failed", device="", peer=peer, reason=reason)
             return
-        line = Line(reader, writer, peer, facts, certificates)
+        line = Line(reader, writer, peer, facts, self._chains.whole(certificates))
+        line.on_known = lambda: self._known(line, task)
         self._lines.add(line)
+        if task in self._strangers:
+            self._strangers[task] = line
         try:
             await self._run(line)
         finally:
             self._lines.discard(line)
+
+    def _known(self, line: Line, task: "asyncio.Task[None]") -> None:
+        self._strangers.pop(task, None)
+        self._chains.remember(line.certificates)
 
     async def _run(self, line: Line) -> None:
         """Serve a connection until it ends; always says why, once."""
@@ -311,10 +332,10 @@ class Hub:
                 connect, self.core.registry, self.names, self.now_s(), line.certificates
             )
         except auth.Refusal as refusal:
-            known = refusal.code not in (auth.BAD_PROTOCOL, auth.BAD_IDENTIFIER)
+            named = refusal.code not in (auth.BAD_PROTOCOL, auth.BAD_IDENTIFIER)
             self.core.tell(
                 "refused",
-                device=connect.client_id if known else "",
+                device=connect.client_id if named else "",
                 peer=line.peer,
                 code=refusal.code,
                 reason=refusal.reason,
@@ -323,7 +344,7 @@ class Hub:
             async with asyncio.timeout(CLOSE_PATIENCE_S):
                 await line.drain()
             return ""
-        line.device_id = admitted.device_id
+        line.belongs_to(admitted.device_id)
         return await Session(self.core, line, admitted).serve(connect)
 
     async def _shake_hands(self, connection: socket.socket) -> Connection:
@@ -354,7 +375,7 @@ def _reason(work: "asyncio.Future[str]") -> str:
     why = work.exception()
     if why is None:
         return work.result()
-    if isinstance(why, Close):
+    if isinstance(why, Close | faults.ServiceError):
         return str(why)
     if isinstance(why, packets.Malformed):
         return f"malformed: {why}"
@@ -364,46 +385,3 @@ def _reason(work: "asyncio.Future[str]") -> str:
         return "the connection broke"
     # A fault of ours must not take the hub along; its kind is enough to find it by.
     return f"a fault in the hub ({type(why).__name__})"
-
-
-def in_words(event: Event) -> str:
-    """One line for a person. Telemetry is the device's own text, its control characters shown."""
-    who = event.get("device") or event.get("peer") or ""
-    match event["event"]:
-        case "listening":
-            return f"listening on {event['host']}:{event['port']} as {', '.join(event['names'])}"
-        case "connected":
-            return f"{who} connected with {event['tls']} {event['cipher']}"
-        case "refused":
-            return f"{who} refused with CONNACK {event['code']}: {event['reason']}"
-        case "tls-failed":
-            return f"{who} TLS handshake failed: {event['reason']}"
-        case "telemetry":
-            body = "".join(c if c.isprintable() else repr(c)[1:-1] for c in event["body"])
-            again = " (again)" if event["dup"] else ""
-            return f"{who} sent{again} {body}"
-        case "command-queued":
-            return f"{who} has the command {event['message_id']} waiting"
-        case "command-sent":
-            return f"{who} was sent the command {event['message_id']} (try {event['deliveries']})"
-        case "command-completed":
-            return f"{who} acknowledged the command {event['message_id']}"
-        case "command-dead":
-            return f"{who} will not get the command {event['message_id']}: {event['state']}"
-        case "twin-desired":
-            return f"{who} is to have desired properties of version {event['version']}"
-        case "twin-reported":
-            return f"{who} reported properties, version {event['version']}"
-        case "method":
-            how = f"with {event['status']}" if event["status"] is not None else "nothing"
-            return f"{who} answered the method {event['name']} {how}"
-        case "rest-listening":
-            return f"services are answered on https://{event['host']}:{event['port']}"
-        case "rest-fault":
-            return f"a service's request failed: {event['reason']}"
-        case "provisioned":
-            return f"{who} was provisioned: {event['reason']}"
-        case "not-provisioned":
-            return f"{who} was not provisioned: {event['reason']}"
-        case _:
-            return f"{who} closed: {event['reason']}"

@@ -9,6 +9,7 @@ import asyncio
 import collections
 import datetime as dt
 import itertools
+import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -26,10 +27,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Close", "Line", "Session", "Telemetry", "parse_properties"]
 
+# Messages of one device that may wait for the disk: so many, and so many bytes (or one message).
 UNSTORED_MAX = 1000
+UNSTORED_MAX_BYTES = 1 << 20
 SUBACK_FAILURE = 0x80
+REQUEST_ID_MAX = 512
 # Throttled telemetry waits, as the service shapes it; more than this and the connection ends.
 SHAPED_MAX_S = 10.0
+YEAR_9999_S = 253370764800
 
 COMMANDS = "devices/{}/messages/devicebound/#"
 METHODS = "$iothub/methods/POST/#"
@@ -39,6 +44,7 @@ DESIRED = "$iothub/twin/PATCH/properties/desired/#"
 METHOD_ANSWER = "$iothub/methods/res/"
 TWIN_GET = "$iothub/twin/GET/"
 TWIN_REPORT = "$iothub/twin/PATCH/properties/reported/"
+STATUS = re.compile("-?[0-9]{1,9}")
 
 
 class Session:
@@ -46,11 +52,13 @@ class Session:
         self.core, self.line, self.admitted = core, line, admitted
         self.device_id = admitted.device_id
         self.subscriptions: dict[str, int] = {}
+        self.standing: object = None  # what its rights hung on when they were looked at last
         self._clean = True
         self._events_topic = agreed.EVENTS_TOPIC % self.device_id
         self._commands = COMMANDS.format(self.device_id)
         self._filters = (self._commands, METHODS, TWIN_ANSWERS, DESIRED)
         self._unstored: collections.deque[asyncio.Future[int]] = collections.deque()
+        self._unstored_bytes = 0
         self._packet_ids = itertools.cycle(range(1, 65536))
         self._courier = Courier(self)
         self._will: packets.Will | None = None
@@ -72,6 +80,11 @@ class Session:
         """There may be commands for it."""
         self._courier.wake()
 
+    def give_way(self) -> None:
+        """A newer connection takes its place: its commands are the newer one's first."""
+        self._courier.stop()
+        self.close("a newer connection of the same device took its place")
+
     def send_method(self, name: str, rid: str, body: bytes) -> None:
         self.line.write(packets.publish(f"$iothub/methods/POST/{name}/?$rid={rid}", body))
 
@@ -90,9 +103,13 @@ class Session:
         self.line.keep_alive(connect.keep_alive_s)
         self._will = connect.will
         self._clean = connect.clean_session
-        kept = await self.core.on_disk(
-            self.core.subscriptions.begin, self.device_id, connect.clean_session
-        )
+        try:
+            kept = await self.core.on_disk(
+                self.core.subscriptions.begin, self.device_id, connect.clean_session
+            )
+        except faults.Unavailable:
+            self.line.write(packets.connack(auth.UNAVAILABLE))
+            raise
         self.subscriptions = {f: q for f, q in (kept or {}).items() if f in self._filters}
         timer = None
         if self.admitted.expires_s is not None:
@@ -100,10 +117,10 @@ class Session:
             timer = asyncio.get_running_loop().call_later(
                 min(left_s, 86400 * 365), self.close, "its token has expired"
             )
-        self.core.join(self)
-        self.line.write(packets.connack(auth.ACCEPTED, kept is not None))
-        self._subscribed()
         try:
+            self.core.join(self)
+            self.line.write(packets.connack(auth.ACCEPTED, kept is not None))
+            self._subscribed()
             return await self._serve()
         finally:
             if timer is not None:
@@ -124,7 +141,7 @@ class Session:
             packet = await self.line.read()
             if packet is None:
                 return "the device closed the connection without DISCONNECT"
-            self.core.heard(self)
+            self.core.presence.heard(self)
             if packet.type == DISCONNECT:
                 if packet.body:
                     raise packets.Malformed("DISCONNECT has a body")
@@ -145,6 +162,7 @@ class Session:
 
     async def _subscribe(self, packet: packets.Packet) -> None:
         asked = await packets.decode_subscribe(packet)
+        before = dict(self.subscriptions)
         codes = []
         for topic, qos in asked.filters:
             if topic in self._filters:
@@ -152,20 +170,21 @@ class Session:
                 codes.append(min(qos, 1))
             else:
                 codes.append(SUBACK_FAILURE)
-        await self._keep()
+        await self._keep(before)
         self.line.write(packets.suback(asked.packet_id, codes))
         self._subscribed()
 
     async def _unsubscribe(self, packet: packets.Packet) -> None:
         asked = await packets.decode_unsubscribe(packet)
+        before = dict(self.subscriptions)
         for topic in asked.filters:
             self.subscriptions.pop(topic, None)
-        await self._keep()
+        await self._keep(before)
         self.line.write(packets.unsuback(asked.packet_id))
 
-    async def _keep(self) -> None:
-        if not self._clean:
-            kept = dict(self.subscriptions)
+    async def _keep(self, before: dict[str, int]) -> None:
+        kept = dict(self.subscriptions)
+        if not self._clean and kept != before:
             await self.core.on_disk(self.core.subscriptions.keep, self.device_id, kept)
 
     def _subscribed(self) -> None:
@@ -190,6 +209,8 @@ class Session:
         path, _, query = message.topic.partition("?")
         options = dict(pair.partition("=")[::2] for pair in query.split("&"))
         rid = options.get("$rid", "")
+        if len(rid) > REQUEST_ID_MAX:
+            raise Close(f"its request id is over the limit of {REQUEST_ID_MAX} characters")
         if path == TWIN_GET:
             await self._twin_get(rid, message)
         elif path == TWIN_REPORT:
@@ -199,12 +220,16 @@ class Session:
         else:
             raise Close("it published to a topic that is not its own telemetry topic")
         if message.qos == 1 and message.packet_id:
+            while self._unstored:  # PUBACKs go out in the order of the PUBLISHes
+                await asyncio.wait({self._unstored[-1]})
             self.line.write(packets.puback(message.packet_id))
 
     async def _telemetry(self, message: packets.Publish) -> None:
-        if len(message.body) > limits.TELEMETRY_MAX_BYTES:
+        properties = parse_properties(message.topic[len(self._events_topic) :])
+        size = len(message.body) + _counted_bytes(properties)
+        if size > limits.TELEMETRY_MAX_BYTES:
             raise Close(
-                f"a message of {len(message.body)} bytes is over the limit of "
+                f"a message of {size} bytes with its properties is over the limit of "
                 f"{limits.TELEMETRY_MAX_BYTES}"
             )
         wait_s = self.core.throttle.wait_s("telemetry", overdraw=True)
@@ -212,7 +237,6 @@ class Session:
             raise Close("throttled: the hub gets more telemetry than it takes")
         if wait_s:
             await asyncio.sleep(wait_s)
-        properties = parse_properties(message.topic[len(self._events_topic) :])
         if message.retain:
             properties["mqtt-retain"] = "true"
         telemetry = Telemetry(
@@ -225,15 +249,20 @@ class Session:
             received_s=self.core.now_s(),
             made_s=_made_s(properties),
         )
-        while len(self._unstored) >= UNSTORED_MAX:
+        while self._unstored and (
+            len(self._unstored) >= UNSTORED_MAX
+            or self._unstored_bytes + len(message.body) > UNSTORED_MAX_BYTES
+        ):
             await asyncio.wait({self._unstored[0]})
         stored = self.core.telemetry.add(telemetry)
         self._unstored.append(stored)
+        self._unstored_bytes += len(message.body)
         stored.add_done_callback(lambda done: self._stored(telemetry, done))
 
     def _stored(self, telemetry: Telemetry, done: "asyncio.Future[int]") -> None:
         """On disk (futures come back in the order they were given): acknowledge, show."""
         self._unstored.remove(done)
+        self._unstored_bytes -= len(telemetry.body)
         if done.cancelled():
             return
         if done.exception() is not None:
@@ -291,7 +320,7 @@ class Session:
             self.line.write(packets.publish(topic, b"" if body is None else compact(body)))
 
     def _method_answered(self, status: str, rid: str, body: bytes) -> None:
-        if not (status.lstrip("-").isascii() and status.lstrip("-").isdigit() and len(status) < 11):
+        if not STATUS.fullmatch(status):
             raise Close("it answered a method without a status")
         if len(body) > limits.METHOD_MAX_BYTES:
             raise Close(f"its method's answer is over the limit of {limits.METHOD_MAX_BYTES} bytes")
@@ -315,11 +344,21 @@ def parse_properties(text: str) -> dict[str, str]:
     return {unquote(name): unquote(value) for name, _, value in pairs}
 
 
+def _counted_bytes(properties: dict[str, str]) -> int:
+    """What properties add to a message's size: values, and names but for the system's."""
+    return sum(
+        len(value.encode()) + (0 if name.startswith("$.") else len(name.encode()))
+        for name, value in properties.items()
+    )
+
+
 def _made_s(properties: dict[str, str]) -> float:
     """When the device says that it made the message; 0.0 where it says nothing that can be read."""
     text = properties.get("$.ctime") or properties.get("iothub-creation-time-utc") or ""
     try:
         made = dt.datetime.fromisoformat(text)
-        return (made if made.tzinfo else made.replace(tzinfo=dt.UTC)).timestamp()
+        made_s = (made if made.tzinfo else made.replace(tzinfo=dt.UTC)).timestamp()
     except (ValueError, OverflowError):
         return 0.0
+    # The years that every reader can show: with its offset a time may be in year 0 or 10000.
+    return made_s if 0 < made_s < YEAR_9999_S else 0.0

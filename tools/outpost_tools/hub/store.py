@@ -40,9 +40,13 @@ INSERT = (
     "VALUES (?, ?, ?, ?, ?, ?, ?)"
 )
 COLUMNS = "number, device_id, received_s, qos, dup, properties, body, made_s"
+PROPERTIES, BODY = 5, 6  # among the columns
 BATCH = 1000
+BATCH_BYTES = 16 << 20
 KEEP_BYTES = 1 << 30
 FORGET_EVERY_S = 60.0
+# A reading ends with the message that reaches this; the next one goes on after it.
+READ_MAX_BYTES = 4 << 20
 # A share of what is kept goes at a time where it is too much.
 FORGET_SHARE = 20
 
@@ -97,7 +101,7 @@ class TelemetryStore:
     ) -> None:
         self.path = private_dir(Path(data)) / "telemetry.db"
         self.now_s, self.keep_s, self.keep_bytes = now_s, keep_s, keep_bytes
-        self._forgot_at = 0.0
+        self._forget_at = 0.0
         self._reading = threading.Lock()
         try:
             self.path.touch(mode=0o600, exist_ok=True)
@@ -144,15 +148,24 @@ class TelemetryStore:
         after_number: int = 0,
         limit: int = 1000,
     ) -> list[dict[str, Any]]:
-        """What is kept, in the order of arrival, as events."""
-        with self._reading:
-            rows = self._reader.execute(
+        """What is kept, in the order of arrival, as events.
+
+        No more than `limit`, and fewer where they are large; none only where there are no more.
+        """
+        rows, size = [], 0
+        with self._reading, contextlib.closing(self._reader.cursor()) as cursor:
+            cursor.execute(
                 f"SELECT {COLUMNS} FROM telemetry WHERE number > max(?1, coalesce((SELECT "
                 "min(number) - 1 FROM telemetry WHERE ?2 IS NOT NULL AND received_s >= ?2), 0)) "
                 "AND (?2 IS NULL OR received_s >= ?2) AND (?3 IS NULL OR device_id = ?3) "
                 "ORDER BY number LIMIT ?4",
                 (after_number, since_s, device_id, limit),
-            ).fetchall()
+            )
+            for row in cursor:
+                rows.append(row)
+                size += len(row[BODY]) + len(row[PROPERTIES])
+                if size >= READ_MAX_BYTES:
+                    break
         return [_event(row) for row in rows]
 
     def close(self) -> None:
@@ -187,39 +200,51 @@ class TelemetryStore:
     def _write(self) -> None:
         ended = False
         while not ended:
-            batch: list[_Entry] = []
-            entry = self._queue.get()
-            while True:
-                if entry is None:
-                    ended = True
-                    break
-                batch.append(entry)
-                if len(batch) == BATCH or self._queue.empty():
-                    break
-                entry = self._queue.get()
-            failure: Exception | None = None
-            numbers: list[int] = []
-            try:
-                self._db.execute("BEGIN IMMEDIATE")
-                for row, _, _ in batch:
-                    numbers.append(self._db.execute(INSERT, row).lastrowid or 0)
-                self._db.execute("COMMIT")
-            except sqlite3.Error as why:
-                failure = why
-                numbers = [0] * len(batch)
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-            results: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[int], int]]] = {}
-            for (_, done, loop), number in zip(batch, numbers, strict=True):
-                results.setdefault(loop, []).append((done, number))
-            for loop, settled in results.items():
-                # The hub may have stopped meanwhile: the message is on disk, nobody waits for it.
-                with contextlib.suppress(RuntimeError):
-                    loop.call_soon_threadsafe(_settle, settled, failure)
-            if time.monotonic() - self._forgot_at > FORGET_EVERY_S:
-                self._forgot_at = time.monotonic()
+            batch, ended = self._batch()
+            if batch:
+                _tell(batch, *self._store(batch))
+            if not ended and time.monotonic() >= self._forget_at:
+                self._forget_at = time.monotonic() + FORGET_EVERY_S
                 with contextlib.suppress(sqlite3.Error):
                     self.forget()
+
+    def _batch(self) -> tuple[list[_Entry], bool]:
+        """What waits, or comes before it is time to forget; and whether it was the last."""
+        batch: list[_Entry] = []
+        size = 0
+        patience_s = max(0.0, self._forget_at - time.monotonic())
+        with contextlib.suppress(queue.Empty):
+            while len(batch) < BATCH and size < BATCH_BYTES:
+                entry = self._queue.get(timeout=0.0 if batch else patience_s)
+                if entry is None:
+                    return batch, True
+                batch.append(entry)
+                size += len(entry[0][BODY - 1])
+        return batch, False
+
+    def _store(self, batch: list[_Entry]) -> tuple[list[int], Exception | None]:
+        """All of them or none; their numbers, and why not."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            numbers = [self._db.execute(INSERT, row).lastrowid or 0 for row, _, _ in batch]
+            self._db.execute("COMMIT")
+            return numbers, None
+        except Exception as why:  # whatever it is, this thread has to go on
+            with contextlib.suppress(sqlite3.Error):
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+            return [0] * len(batch), why
+
+
+def _tell(batch: list[_Entry], numbers: list[int], failure: Exception | None) -> None:
+    """Let those know who wait for it, each in its own loop."""
+    results: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[int], int]]] = {}
+    for (_, done, loop), number in zip(batch, numbers, strict=True):
+        results.setdefault(loop, []).append((done, number))
+    for loop, settled in results.items():
+        # The hub may have stopped meanwhile: the message is on disk, nobody waits for it.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_settle, settled, failure)
 
 
 def _event(row: tuple[Any, ...]) -> dict[str, Any]:

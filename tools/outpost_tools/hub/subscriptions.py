@@ -5,20 +5,16 @@ they are kept for every device. Its calls reach the disk and may block.
 """
 
 import json
-import sqlite3
 import threading
 from pathlib import Path
 
-from outpost_tools.hub.commands import Transaction
+from outpost_tools.hub.commands import Transaction, open_table
 
 
 class Subscriptions:
     def __init__(self, data: Path) -> None:
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(
-            Path(data) / "registry.db", timeout=10, isolation_level=None, check_same_thread=False
-        )
-        self._db.execute("PRAGMA synchronous=FULL")
+        self._db = open_table(data)
 
     def begin(self, device_id: str, clean: bool) -> dict[str, int] | None:
         """The kept session's filters with their QoS; None where there was none to go on with."""

@@ -9,7 +9,7 @@ import base64
 import copy
 import datetime as dt
 import json
-import sqlite3
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from outpost_tools.hub import faults, limits
-from outpost_tools.hub.commands import Transaction
+from outpost_tools.hub.commands import Transaction, open_table
 
 Json = dict[str, Any]
 # device id, what is new in its desired properties (null: gone), their version
@@ -73,13 +73,19 @@ def iso(at_s: float) -> str:
 def parse_json(body: bytes | str) -> Any:
     """JSON in the strict sense; ArgumentInvalid for anything else, bombs included."""
     try:
-        return json.loads(body, parse_constant=_no_constant)
+        return json.loads(body, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError):
         raise faults.ArgumentInvalid("It is not JSON.") from None
 
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    if math.isinf(number := float(text)):  # 1e999 would be written again as Infinity
+        raise ValueError("a number is beyond all floats")
+    return number
 
 
 def compact(value: Any) -> bytes:
@@ -94,10 +100,7 @@ class TwinStore:
     ) -> None:
         self.now_s, self.on_desired = now_s, on_desired
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(
-            Path(data) / "registry.db", timeout=10, isolation_level=None, check_same_thread=False
-        )
-        self._db.execute("PRAGMA synchronous=FULL")
+        self._db = open_table(data)
 
     def get(self, device_id: str) -> Twin:
         with self._lock:
@@ -117,9 +120,8 @@ class TwinStore:
         desired: Json | None = None,
         if_match: str | None = None,
         whole: bool = False,
-        parts: tuple[str, ...] = ("tags", "desired"),
     ) -> Twin:
-        """The service's side: merge, or with `whole` put in the place of those `parts`."""
+        """The service's side: merge, or with `whole` put in the place of what is there."""
         tags = None if tags is None else check(_plain(tags), "tags")
         desired = None if desired is None else check(_plain(desired), "desired")
         with self._lock:
@@ -131,11 +133,11 @@ class TwinStore:
                     )
                 changed: Json = {"etag": _next_etag(old.etag), "version": old.version + 1}
                 news: Json | None = None
-                if "tags" in parts and (whole or tags is not None):
+                if whole or tags is not None:
                     base = {} if whole else copy.deepcopy(old.tags)
                     changed["tags"] = _merge(base, tags or {})
                     _check_size(changed["tags"], "tags", limits.TWIN_TAGS_MAX_BYTES)
-                if "desired" in parts and (whole or desired is not None):
+                if whole or desired is not None:
                     news = desired or {}
                     if whole:
                         news = {**dict.fromkeys(old.desired.keys() - news.keys()), **news}
@@ -294,8 +296,11 @@ def _check_value(value: Any, depth: int, where: str) -> None:
         if len(value.encode(errors="replace")) > limits.TWIN_TEXT_MAX_BYTES:
             raise faults.ArgumentInvalid(f"A text in the {where} is longer than 4 KB.")
         _check_characters(value, where)
-    elif isinstance(value, bool | float):
+    elif isinstance(value, bool):
         pass
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise faults.ArgumentInvalid(f"A number in the {where} is out of range.")
     elif isinstance(value, int):
         if not limits.TWIN_INTEGER_MIN <= value <= limits.TWIN_INTEGER_MAX:
             raise faults.ArgumentInvalid(f"A number in the {where} is out of range.")
