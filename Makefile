@@ -18,7 +18,7 @@ PYTEST_ARGS ?= -n 4
 
 # Debian's packages, by what needs them.
 APT_BUILD := gcc-multilib make xz-utils bzip2 ca-certificates
-APT_TEST := mosquitto nats-server openssl iproute2 nmap sslscan
+APT_TEST := mosquitto nats-server openssl iproute2 nmap sslscan softhsm2 strace
 
 .DELETE_ON_ERROR:
 .PHONY: help run test test-all lint bench micropython roots clean

@@ -9,7 +9,7 @@ import base64
 from pathlib import Path
 
 from identities import edit
-from outpost_tools.enrolments import derive_key
+from outpost_tools.enrolment import derive_key
 from outpost_tools.hub import Hub
 from outpost_tools.hub.dps import Dps
 from outpost_tools.registry import Registry

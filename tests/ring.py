@@ -1,4 +1,4 @@
-"""The device's own outbox.py, run by CPython over the virtual board's flash.
+"""The device's own outbox.py and its parts, run by CPython over the virtual board's flash.
 
 It owns no file. The module is plain Python but for `micropython.const`; running it here lets a test
 start it thousands of times.
@@ -12,22 +12,32 @@ import types
 
 from chip import REPO, SECTOR, Chip
 
+PARTS = ("errors", "outbox_scan", "outbox_room", "outbox")
 
-def load(source_edit: tuple[str, str] | None = None) -> types.ModuleType:
-    """lib/outpost/outbox.py as a module; `source_edit` replaces a text in it, to break it."""
+
+def load(source_edit: tuple[str, str, str] | None = None) -> types.ModuleType:
+    """lib/outpost/outbox.py as a module, with what it imports.
+
+    `source_edit` is (module, text, replacement): it breaks that module on purpose.
+    """
     sys.modules.setdefault("micropython", types.SimpleNamespace(const=lambda x: x))  # type: ignore[arg-type]
+    for name in [name for name in sys.modules if name.startswith("outpost_ring")]:
+        del sys.modules[name]
     package = types.ModuleType("outpost_ring")
     package.__path__ = [str(REPO / "lib" / "outpost")]
     sys.modules["outpost_ring"] = package
-    path = REPO / "lib" / "outpost" / "outbox.py"
-    spec = importlib.util.spec_from_file_location("outpost_ring.outbox", path)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    source = path.read_text()
-    if source_edit:
-        assert source_edit[0] in source
-        source = source.replace(*source_edit)
-    exec(compile(source, str(path), "exec"), module.__dict__)
+    for part in PARTS:
+        path = REPO / "lib" / "outpost" / f"{part}.py"
+        spec = importlib.util.spec_from_file_location(f"outpost_ring.{part}", path)
+        assert spec is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[f"outpost_ring.{part}"] = module
+        setattr(package, part, module)
+        source = path.read_text()
+        if source_edit and source_edit[0] == part:
+            assert source_edit[1] in source
+            source = source.replace(*source_edit[1:])
+        exec(compile(source, str(path), "exec"), module.__dict__)
     return module
 
 

@@ -12,6 +12,7 @@ from legs import LEGS
 from outpost_tools.board import Board
 from outpost_tools.hub import Hub
 from outpost_tools.image import Settings, build_image
+from outpost_tools.nvsimage import Identity
 from outpost_tools.registry import Device, Registry
 from outpost_tools.sntp import SntpServer
 
@@ -47,7 +48,7 @@ class World:
         port: int,
         sntp: SntpServer | str | None = None,
         *,
-        device: Device | None = None,
+        device: Device | Identity | None = None,
         provisioned: bool = True,
         config: dict | None = None,
         build_time_s: int | None = None,
@@ -56,6 +57,7 @@ class World:
         library: str | None = None,
         name: str = "flash.bin",
         drop: tuple[str, ...] = (),
+        nvs_keys: bytes | None = None,
         **settings,
     ) -> Path:
         """A flash image whose device tries again every second or two.
@@ -81,6 +83,7 @@ class World:
                 build_time_s=int(time.time()) - 3600 if build_time_s is None else build_time_s,
                 library=library,
                 files=content,
+                nvs_keys=nvs_keys,
             )
         )
         return flash

@@ -296,13 +296,16 @@ static void board_begin(const boot_t *boot) {
     }
 }
 
-static int run_host(int argc, char **argv) {
+static int run_host(int argc, char **argv, const boot_t *boot) {
     if (board.flash_path != NULL) {
         if (flash_open(board.flash_path) != 0) {
             fprintf(stderr, "%s: %s\n", argv[0], flash_error());
             return BOARD_EXIT_CANNOT_START;
         }
         flash_on_cut(power_cut);
+        if (boot->cut_at > 0) {
+            flash_cut_after(boot->cut_at, boot->cut_mode, (uint32_t)boot->cut_at);
+        }
         nvs_start();
     }
     return mp_unix_main(argc, argv);
@@ -319,7 +322,7 @@ int main(int argc, char **argv) {
         if (boot.cut_at > 0 && board.flash_path == NULL) {
             bad_option(argv[0], "--cut needs --flash");
         }
-        int code = run_host(argc, argv);
+        int code = run_host(argc, argv, &boot);
         board_exit(code & 0xff, 0);
     }
     mp_cstack_init_with_sp_here(STACK_BYTES);

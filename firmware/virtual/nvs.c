@@ -261,7 +261,7 @@ esp_err_t nvs_get_blob(nvs_handle_t handle, const char *key, void *data, size_t 
     if (!nvs_data_intact(at.page, at.index, &e)) {
         return NVS_ERR_NOT_FOUND;
     }
-    return flash_read(nvs_entry_address(at.page, at.index + 1), data, size);
+    return nvs_read_data(at.page, at.index + 1, data, size);
 }
 
 esp_err_t nvs_erase_key(nvs_handle_t handle, const char *key) {

@@ -29,6 +29,8 @@
 #define NVS_ERR_VALUE_TOO_LONG 0x110e
 #define NVS_ERR_PART_NOT_FOUND 0x110f
 #define NVS_ERR_NEW_VERSION_FOUND 0x1110
+#define NVS_ERR_KEYS_NOT_INITIALIZED 0x1116
+#define NVS_ERR_CORRUPT_KEY_PART 0x1117
 
 #define NVS_MAX_PAGES 64
 
@@ -38,7 +40,12 @@
 int nvs_init(uint32_t offset, uint32_t size);
 void nvs_deinit(void);
 
-// For the board's start: takes the partition `nvs` from the table and calls nvs_init.
+// The 64 bytes that entries are encrypted with from the next nvs_init on; NULL: they are plain.
+void nvs_set_key(const uint8_t *key);
+
+// For the board's start: takes the partition `nvs` from the table and calls nvs_init. In our firmware
+// it is encrypted where the table has a partition `nvs_keys` (which flash encryption protects on a
+// board, and nothing here). Stock firmware is not built for that.
 // BOARD_OK even where pages are unreadable: nvs_status() says what was found.
 int nvs_start(void);
 

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
 // The entries of one NVS page: their states, their CRCs, and what a page holds when it is read.
 //
-// Owns the reading and writing of entries in flash. Never decides which page is written to: that
-// is nvs_page.c.
+// Owns the reading and writing of entries in flash, and the key that they are encrypted with where
+// there is one: each by itself, by its place in the partition. Page headers and entry states are in
+// the clear, as ESP-IDF has them. Never decides which page is written to: that is nvs_page.c.
 #include "flash.h"
+#include "nvs_aes.h"
 #include "nvs_store.h"
 
 #include <string.h>
@@ -46,8 +48,41 @@ uint32_t nvs_entry_address(const page_t *p, int index) {
     return p->base + ENTRIES_OFFSET + (uint32_t)index * ENTRY_SIZE;
 }
 
-int nvs_read_entry(const page_t *p, int index, void *entry) {
+static xts_t cipher;
+static bool encrypted;
+
+void nvs_set_key(const uint8_t *key) {
+    encrypted = key != NULL;
+    memset(&cipher, 0, sizeof(cipher));
+    if (encrypted) {
+        xts_begin(&cipher, key);
+    }
+}
+
+// The data unit is the entry's place in the partition.
+static uint32_t unit_of(const page_t *p, int index) {
+    return nvs_entry_address(p, index) - nvs_store.pages[0].base;
+}
+
+static int read_raw(const page_t *p, int index, void *entry) {
     return flash_read(nvs_entry_address(p, index), entry, ENTRY_SIZE);
+}
+
+int nvs_read_entry(const page_t *p, int index, void *entry) {
+    TRY(read_raw(p, index, entry));
+    if (encrypted) {
+        xts_decrypt(&cipher, unit_of(p, index), entry);
+    }
+    return BOARD_OK;
+}
+
+int nvs_read_data(const page_t *p, int index, uint8_t *out, size_t len) {
+    for (size_t done = 0; done < len; done += ENTRY_SIZE, index++) {
+        uint8_t part[ENTRY_SIZE];
+        TRY(nvs_read_entry(p, index, part));
+        memcpy(out + done, part, len - done < ENTRY_SIZE ? len - done : ENTRY_SIZE);
+    }
+    return BOARD_OK;
 }
 
 static int write_states(page_t *p, int word) {
@@ -75,8 +110,21 @@ int nvs_set_states(page_t *p, int begin, int end, uint8_t state) {
     return BOARD_OK;
 }
 
+int nvs_program_entries(const page_t *p, const uint8_t *entries, int count) {
+    if (!encrypted) {
+        return flash_program(nvs_entry_address(p, p->next_free), entries, (size_t)count * ENTRY_SIZE);
+    }
+    for (int i = 0; i < count; i++) {
+        uint8_t hidden[ENTRY_SIZE];
+        memcpy(hidden, entries + (size_t)i * ENTRY_SIZE, sizeof(hidden));
+        xts_encrypt(&cipher, unit_of(p, p->next_free + i), hidden);
+        TRY(flash_program(nvs_entry_address(p, p->next_free + i), hidden, sizeof(hidden)));
+    }
+    return BOARD_OK;
+}
+
 int nvs_write_entry(page_t *p, const void *entry) {
-    TRY(flash_program(nvs_entry_address(p, p->next_free), entry, ENTRY_SIZE));
+    TRY(nvs_program_entries(p, entry, 1));
     TRY(nvs_set_states(p, p->next_free, p->next_free + 1, STATE_WRITTEN));
     p->next_free++;
     return BOARD_OK;
@@ -202,7 +250,7 @@ int nvs_scan_page(page_t *p, bool mend) {
     while (mend && p->state == PAGE_ACTIVE && p->next_free < ENTRY_COUNT) {
         // The entry's bytes may be there though its state was never written.
         uint8_t raw[ENTRY_SIZE];
-        TRY(nvs_read_entry(p, p->next_free, raw));
+        TRY(read_raw(p, p->next_free, raw));
         if (all_ff(raw, sizeof(raw))) {
             break;
         }

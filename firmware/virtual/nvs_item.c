@@ -53,7 +53,7 @@ int nvs_write_item(page_t *p, uint8_t ns, uint8_t type, const char *key, const v
         size_t whole = len / ENTRY_SIZE * ENTRY_SIZE;
         if (whole > 0) {
             int count = (int)(whole / ENTRY_SIZE);
-            TRY(flash_program(nvs_entry_address(p, p->next_free), data, whole));
+            TRY(nvs_program_entries(p, data, count));
             TRY(nvs_set_states(p, p->next_free, p->next_free + count, STATE_WRITTEN));
             p->next_free += count;
         }
@@ -149,7 +149,7 @@ int nvs_read_blob(const entry_t *index, uint8_t *out) {
             return NVS_ERR_NOT_FOUND;
         }
         if (out != NULL) {
-            TRY(flash_read(nvs_entry_address(at.page, at.index + 1), out + done, nvs_data_size(&e)));
+            TRY(nvs_read_data(at.page, at.index + 1, out + done, nvs_data_size(&e)));
         }
         done += nvs_data_size(&e);
     }

@@ -4,6 +4,7 @@
 // Owns the state that the other parts share (nvs_store), and the sentence on how it is. Never
 // gives up a value that is whole.
 #include "flash.h"
+#include "nvs_aes.h"
 #include "nvs_store.h"
 
 #include <stdio.h>
@@ -222,7 +223,38 @@ void nvs_deinit(void) {
     nvs_store.error = NVS_ERR_NOT_INITIALIZED;
 }
 
+#ifndef OUTPOST_LEG_STOCK
+// The partition of the keys holds 64 bytes and their CRC. A board without one has a plain NVS.
+static int take_key(void) {
+    const flash_partition_t *p = flash_partition_find(FLASH_TYPE_DATA, FLASH_SUBTYPE_NVS_KEYS, NULL);
+    nvs_set_key(NULL);
+    if (p == NULL) {
+        return BOARD_OK;
+    }
+    uint8_t keys[XTS_KEY_BYTES + 4];
+    TRY(flash_partition_read(p, 0, keys, sizeof(keys)));
+    int err = BOARD_OK;
+    if (all_ff(keys, sizeof(keys))) {
+        err = NVS_ERR_KEYS_NOT_INITIALIZED;
+    } else if (le32(keys + XTS_KEY_BYTES) != ~nvs_crc_add(CRC_BEGIN, keys, XTS_KEY_BYTES)) {
+        err = NVS_ERR_CORRUPT_KEY_PART;
+    } else {
+        nvs_set_key(keys);
+    }
+    memset(keys, 0, sizeof(keys));
+    return err;
+}
+#endif
+
 int nvs_start(void) {
+    #ifndef OUTPOST_LEG_STOCK
+    int key_error = take_key();
+    if (key_error != BOARD_OK) {
+        nvs_deinit();
+        nvs_store.error = key_error;
+        return key_error;
+    }
+    #endif
     const flash_partition_t *p = flash_partition_find(FLASH_TYPE_DATA, FLASH_SUBTYPE_NVS, "nvs");
     if (p == NULL) {
         nvs_deinit();
@@ -253,6 +285,10 @@ void nvs_status(nvs_status_t *status) {
     size_t room = sizeof(status->sentence);
     if (nvs_store.error == NVS_ERR_PART_NOT_FOUND) {
         snprintf(text, room, "there is no partition named nvs");
+    } else if (nvs_store.error == NVS_ERR_KEYS_NOT_INITIALIZED) {
+        snprintf(text, room, "the partition of the NVS keys is empty: make the image with its keys");
+    } else if (nvs_store.error == NVS_ERR_CORRUPT_KEY_PART) {
+        snprintf(text, room, "the partition of the NVS keys is damaged: nothing in the NVS can be read");
     } else if (nvs_store.error == NVS_ERR_NEW_VERSION_FOUND) {
         snprintf(text, room, "the NVS was written in a newer format; nothing in it is used");
     } else if (nvs_store.error == NVS_ERR_NO_FREE_PAGES && nvs_store.list_len == 0) {

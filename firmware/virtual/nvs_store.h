@@ -97,6 +97,10 @@ unsigned nvs_data_size(const entry_t *e);
 uint32_t nvs_entry_address(const page_t *p, int index);
 int nvs_read_entry(const page_t *p, int index, void *entry);
 int nvs_set_states(page_t *p, int begin, int end, uint8_t state);
+// `len` bytes that begin with an entry, as they were written.
+int nvs_read_data(const page_t *p, int index, uint8_t *out, size_t len);
+// Whole entries, to where the page's next free one is.
+int nvs_program_entries(const page_t *p, const uint8_t *entries, int count);
 int nvs_write_entry(page_t *p, const void *entry);
 int nvs_erase_item(page_t *p, int index);
 bool nvs_data_intact(const page_t *p, int index, const entry_t *e);

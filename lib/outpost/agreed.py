@@ -14,6 +14,9 @@ NVS_DEVICE_ID = "id"  # UTF-8
 NVS_KEY_PRIMARY = "sas1"  # base64 text of the symmetric key, as IoT Hub shows it
 NVS_KEY_SECONDARY = "sas2"
 NVS_TIME_FLOOR = "floor"  # i32, seconds since 2000-01-01 UTC
+NVS_BOOT = "boot"  # i32, number of the last start that made a message without a clock
+NVS_MOMENTS = "moments"  # up to four times: boot number, seconds since 2000 at its uptime 0
+NVS_SEEN = "seen"  # 8 bytes of SHA-256 of each of the last message ids, oldest first
 NVS_RECORD_SIZE_PREFIX = "mfl"  # i32, + 8 hex digits of SHA-256("host:port")
 
 # littlefs.
@@ -25,6 +28,25 @@ DEVICE_ID_MAX = 128
 DEVICE_ID_PUNCTUATION = "-:.+%_#*?!(),=@;$'"
 KEY_MIN_BYTES = 16
 KEY_MAX_BYTES = 64
+
+# Signed commands (docs/signed-commands.md): JWS in compact form, ES256.
+SIGNERS_PATH = "/trust/signers.json"
+SIGNERS_MAX_BYTES = 2048
+SIGNERS_MAX = 8
+FLEET_NAME_MAX = 64
+COMMAND_METHOD = "outpost.command"
+COMMAND_MAX_BYTES = 4096
+COMMAND_PACKET_BYTES = 4352  # the MQTT packet that such a command comes in
+COMMAND_ROLES = ("keys", "trust", "software")
+NVS_COUNTER_PREFIX = "ctr-"  # i32, + role: the counter of the last command taken
+
+# Rotation of keys over the air (docs/rotation.md).
+IDENTITY_METHOD = "outpost.identity"
+KEY_ID_LABEL = b"outpost key id"
+ENDORSEMENT = "outpost-csr-1\n%s\n%s\n%d\n"  # fleet, device, counter; the CSR's DER follows
+NVS_SEAL = "seal"  # stock boards: the private key, 32 bytes, that opens sealed secrets
+NVS_KEY_SINCE = "idsince"  # i32, seconds since 2000: since when the key in use is in use
+NVS_KEY_SEQ = "idseq"  # i32: the record's seq that "idsince" is of
 
 # Identity records (docs/identity-device.md, byte by byte). One of the two entries is in use:
 # i32 "idcur" says which. A candidate is in the other one, and i32 "idtry" names it.
@@ -79,6 +101,7 @@ SUITES_RSA = (
 
 # MQTT and IoT Hub.
 API_VERSION = "2021-04-12"
+WATCHDOG_S = 300  # longer than a whole walk may take, every wait in it at its deadline
 KEEPALIVE_MIN_S = 10
 KEEPALIVE_MAX_S = 1767
 MESSAGE_MAX_BYTES = 262144  # IoT Hub's limit for one device-to-cloud message

@@ -2,8 +2,8 @@
 
 Exponential with full jitter: a wait drawn from 0 to min(longest, first * 2**n),
 so that a fleet that lost its hub at one instant does not come back at one
-instant. A refusal that only a person can mend waits in the upper half of the
-longest interval.
+instant. A server that says it is busy gets the upper half of that. A refusal
+that only a person can mend waits in the upper half of the longest interval.
 """
 
 import os
@@ -25,7 +25,7 @@ class Backoff:
     def reset(self):
         self._n = 0
 
-    def next_ms(self, person=False):
+    def next_ms(self, person=False, busy=False):
         """Milliseconds to wait now; each call without reset() widens the next."""
         if person:
             half = self._longest_ms // 2
@@ -35,4 +35,6 @@ class Backoff:
             self._n += 1
         else:
             limit = self._longest_ms
-        return _random(limit + 1)
+        # A server that has too much to do is not asked again at once by anybody.
+        least = limit // 2 if busy else 0
+        return least + _random(limit - least + 1)

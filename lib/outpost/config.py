@@ -24,6 +24,13 @@ class Config:
     keepalive_s    10 to 1767
     backoff_s      (first, longest) wait between attempts, seconds
     queue          messages that may wait in RAM, 1 to 256
+    rotation_days  age at which a key is due for another one, 0 (never) to 3650
+    renewal_days   days before its end at which a certificate is due, 0 (never) to 365
+    profile        "iothub", or "generic" for any other MQTT broker
+    incoming_bytes the longest packet that is taken in, 512 to 131072
+    watchdog_s     seconds without progress after which the board resets, 60 to 3600; 0: never
+    full           what a full outbox does: 0 refuses, 1 drops the oldest, 2 drops by priority
+    batch          bytes of one message made of several small ones, 0: none is
     """
 
 
@@ -109,7 +116,15 @@ _FIELDS = (
     "keepalive_s",
     "backoff_s",
     "queue",
+    "rotation_days",
+    "renewal_days",
+    "profile",
+    "incoming_bytes",
+    "watchdog_s",
+    "outbox_full",
+    "batch_bytes",
 )
+_POLICIES = ("refuse", "oldest", "priority")
 
 
 def check(raw):
@@ -178,6 +193,23 @@ def check(raw):
         first = _number("backoff_s[0]", backoff[0], 1, 3600, wrong)
         c.backoff_s = (first, _number("backoff_s[1]", backoff[1], first, 86400, wrong))
     c.queue = _number("queue", raw.get("queue", 32), 1, 256, wrong)
+    c.rotation_days = _number("rotation_days", raw.get("rotation_days", 0), 0, 3650, wrong)
+    c.renewal_days = _number("renewal_days", raw.get("renewal_days", 30), 0, 365, wrong)
+    c.profile = raw.get("profile", "iothub")
+    if c.profile not in ("iothub", "generic"):
+        wrong.append('profile must be "iothub" or "generic"')
+    c.incoming_bytes = _number(
+        "incoming_bytes", raw.get("incoming_bytes", 4096), 512, 131072, wrong
+    )
+    c.watchdog_s = raw.get("watchdog_s", agreed.WATCHDOG_S)
+    if c.watchdog_s != 0 or isinstance(c.watchdog_s, bool):
+        _number("watchdog_s", c.watchdog_s, 60, 3600, wrong)
+    policy = raw.get("outbox_full", "refuse")
+    if policy not in _POLICIES:
+        wrong.append('outbox_full must be "refuse", "oldest" or "priority"')
+        policy = "refuse"
+    c.full = _POLICIES.index(policy)
+    c.batch = _number("batch_bytes", raw.get("batch_bytes", 0), 0, 16384, wrong)
     for name in raw:
         if name not in _FIELDS:
             wrong.append("%s is not a field of the configuration" % name)

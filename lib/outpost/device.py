@@ -8,25 +8,18 @@ import gc
 import sys
 import time
 
-from . import agreed, clock, iothub, log, sender, telemetry
+from . import agreed, clock, desk, log, room, sender, telemetry, watchdog
 from .backoff import Backoff
-from .errors import OutboxFull, OutpostError, understood
-from .outbox import TIME_UNKNOWN
+from .commands import RESERVED
+from .errors import OutboxFull, understood
+from .incoming import Incoming
+from .timers import Timers, milliseconds, moment
 from .walk import Walk
 
 _READS_PER_STEP = 16  # so that a flood from the server cannot starve the timers
 _ACK_TIMEOUT_MS = 30000
 _STEADY_MS = 60000  # a connection that lasted this long was a good one
 _IDLE_MS = 1000
-_RESERVE_BYTES = 12288  # what a connection takes of the GC heap while it is made
-_PIECE_BYTES = 2048  # of that, the most in one piece: a root certificate
-
-
-class _Timer:
-    def __init__(self, period_ms, handler):
-        self.period_ms = period_ms
-        self.handler = handler
-        self.due = log.uptime_ms()
 
 
 class Device:
@@ -41,12 +34,17 @@ class Device:
     device.run()
     """
 
-    def __init__(self):
+    def __init__(self, model=None):
+        """`model` is the id of the Plug and Play model that this software implements."""
         self.id = None
         self.online = False
-        self._timers = []
+        self._timers = Timers()
+        self._in = Incoming()
         self._messages = sender.Sender(sender.open_outbox(agreed.OUTBOX_LABEL))
         self._way = Walk()
+        self._way.model = model
+        self._in.commands.now = self._way.at_least
+        self._watched = False
         self._stepping = False
         self._session = None
         self._stream = None
@@ -54,21 +52,50 @@ class Device:
         self._online_since = 0
         self._backoff = Backoff(1, 300)
         self._retry_at = 0
+        self._keys = desk.opened(self._way, self._in.commands)  # or None
 
     # What the application says
 
     def every(self, seconds):
         """Decorator: call the function every `seconds` (0.001 or more), first at once."""
-        # Whole seconds stay whole: a single-precision float has no room for many days.
-        if not 0.001 <= seconds <= 1e9:
-            raise ValueError("every() wants a number of seconds from 0.001 to 1e9")
-        period_ms = int(seconds * 1000)
+        return _register(self._timers.every, milliseconds(seconds, "every()"))
 
-        def register(handler):
-            self._timers.append(_Timer(period_ms, handler))
-            return handler
+    def at(self, when):
+        """Decorator: call the function at a time of day in UTC ("06:30"), every day, or once at
+        a Unix time (int), late rather than never. Waits while the clock is not known."""
+        return _register(self._timers.at, moment(when))
 
-        return register
+    def after(self, seconds, handler):
+        """Call `handler` once, in `seconds` from now."""
+        self._timers.after(milliseconds(seconds, "after()"), handler)
+
+    def method(self, name, timeout_s=60):
+        """Decorator: handler(payload) answers the direct method; what it returns is the reply,
+        or (status, reply). A generator may take up to timeout_s."""
+        if name.startswith(RESERVED):
+            raise ValueError("names that begin with %s are the library's own" % RESERVED)
+        return _register(self._in.commands.method, name, timeout_s)
+
+    def desired(self, name):
+        """Decorator: handler(value) gets each new value of the desired property, None where it
+        was removed; what it returns, or else the value, is acknowledged in the reported ones."""
+        return _register(self._in.twin.desired, name)
+
+    def message(self, handler):
+        """Decorator: handler(body, properties) gets each cloud-to-device message, which is
+        acknowledged after it returned."""
+        self._in.commands.message(handler)
+        return handler
+
+    def report(self, properties):
+        """Put reported properties of the twin: a dict; None removes one. What the hub has
+        already is not sent. In RAM until the hub has it. ValueError: no JSON, or over 32 KB."""
+        self._in.twin.report(properties)
+
+    @property
+    def commands(self):
+        """The dispatcher (commands.Commands), for modules of this library."""
+        return self._in.commands
 
     @property
     def sent(self):
@@ -80,18 +107,21 @@ class Device:
         """Messages that the hub has acknowledged since start."""
         return self._messages.acked
 
-    def send(self, body, durable=True):
+    def send(self, body, durable=True, priority=sender.PRIORITY_DEFAULT):
         """Take one telemetry message: a value that JSON has, or bytes as they are.
 
         Returns its number once it is safe in flash. From then on it is kept, over
         power cuts and resets, until the hub has acknowledged it (QoS 1: it may arrive
-        twice, never not at all). At most 4,060 bytes. With durable=False, or on a board
+        twice, never not at all). At most 4,000 bytes. With durable=False, or on a board
         without an outbox partition, it waits in RAM and is lost with the power: at most
         65,536 bytes, and config's `queue` of them.
+
+        `priority`, 0 to 3, counts where the configuration says outbox_full "priority".
 
         OutboxFull when there is no room: nothing was taken. ValueError when it is too
         long or has no JSON.
         """
+        is_json = telemetry.is_json(body)
         try:
             body = telemetry.encode(body)
         except MemoryError:
@@ -99,38 +129,32 @@ class Device:
         self._messages.check_size(len(body), durable)
         if not self._messages.keeps(durable):
             # Messages that leave no room for a connection would wait for ever.
-            self._need_room()
-        return self._messages.accept(body, durable, self._way.date())
-
-    def _need_room(self):
-        """OutboxFull where too little memory is free, or none of it in one piece."""
-        reserve = _RESERVE_BYTES // 2 if self.online else _RESERVE_BYTES
-        if gc.mem_free() < reserve:
-            gc.collect()
-            if gc.mem_free() < reserve:
-                raise OutboxFull(
-                    "only %d bytes of memory are free: this message was not taken" % gc.mem_free()
-                )
-        if self._messages.in_ram() > sender.WINDOW:
-            try:
-                bytearray(_PIECE_BYTES)
-            except MemoryError:
-                raise OutboxFull("the free memory is in pieces: this message was not taken")
+            room.needed(self.online, self._messages.in_ram() > sender.WINDOW)
+        return self._messages.accept(body, durable, self._way.date(), priority, is_json)
 
     def run(self):
         """step() for ever. Ctrl-C and SystemExit end it, with the connection closed."""
-        log.say("boot", "Outpost device starts %s" % _where())
-        if len(self._messages):
-            log.say("outbox", "messages from before wait count=%d" % len(self._messages))
+        self.begin()
         try:
             while True:
                 wait_ms = self.step()
-                if self._stream:
+                if self._stream and not self._in.full():
                     self._stream.wait(wait_ms)
                 else:
                     time.sleep_ms(wait_ms)
         finally:
-            self._close()
+            self.close()
+
+    def begin(self):
+        """What run() does before its first step(): the watchdog counts from then on."""
+        log.say("boot", "Outpost device starts %s" % _where())
+        if len(self._messages):
+            log.say("outbox", "messages from before wait count=%d" % len(self._messages))
+        self._watched = True
+
+    def readable(self):
+        """Whether the hub has sent something that step() would read."""
+        return self._stream is not None and not self._in.full() and self._stream.readable()
 
     def step(self):
         """One bounded slice of work. Returns how long the caller may sleep, in ms.
@@ -143,12 +167,13 @@ class Device:
         self._stepping = True
         wait = _IDLE_MS
         try:
-            wait = self._run_timers()
+            wait = self._timers.run(self._way.date())
             return max(0, min(wait, self._advance()))
         except Exception as e:
             return max(0, min(wait, self._recover(e)))
         finally:
             self._stepping = False
+            watchdog.feed()
 
     def _advance(self):
         """Serve the connection, or make one when its time has come. Returns ms to sleep."""
@@ -157,14 +182,16 @@ class Device:
         left = self._retry_at - log.uptime_ms()
         if left <= 0:
             self._connect()
-        return left
+        return min(left, self._in.service())
 
     # The connection
 
     def _connect(self):
         way = self._way
         c = way.configure()
-        self._messages.limit = c.queue
+        self._messages.configure(c)
+        if self._watched:
+            watchdog.arm(c.watchdog_s)
         if self._backoff.bounds != c.backoff_s:
             self._backoff = Backoff(*c.backoff_s)
         self.id = way.identify().device_id
@@ -174,6 +201,9 @@ class Device:
         self._stream = session.sock
         self._ack_timeout_ms = min(_ACK_TIMEOUT_MS, c.keepalive_s * 1000)
         self._messages.attach(session)
+        if self._keys:
+            session.limit = max(session.limit, agreed.COMMAND_PACKET_BYTES)
+        self._in.attach(session, way.profile, self.id)
         self.online = True
         self._online_since = log.uptime_ms()
 
@@ -190,10 +220,13 @@ class Device:
             self._backoff.reset()
         if err.person and err.stage in ("tls", "hub") and self._way.doubt_clock():
             err.person = False
-        wait = self._backoff.next_ms(err.person)
+        wait = self._backoff.next_ms(err.person, err.busy)
         self._retry_at = log.uptime_ms() + wait
-        self._close()
-        log.say("error", "%s: %s; next attempt in %.1f s" % (err.stage, err, wait / 1000))
+        self.close()
+        log.say(
+            "error",
+            "%s: %s; next attempt in %.1f s kind=%s" % (err.stage, err, wait / 1000, err.kind()),
+        )
         return wait
 
     def _recover(self, e):
@@ -203,13 +236,16 @@ class Device:
             # The application holds it all: what it lets go is free at the next step.
             self.online = False
             self._session = self._stream = None
+            self._in.detach()
             gc.collect()
             log.say("error", "device: out of memory")
             return _IDLE_MS
 
-    def _close(self):
+    def close(self):
+        """End the connection in order; step() makes a new one."""
         self.online = False
         session, self._session, self._stream = self._session, None, None
+        self._in.detach()
         if session:
             session.disconnect()
         gc.collect()
@@ -220,53 +256,43 @@ class Device:
         session = self._session
         if log.uptime_ms() >= self._way.renew_at:
             log.say("hub", "token ends soon: connecting again with a new one")
-            self._close()
-            self._retry_at = 0
-            return 0
+            return self._again()
+        if self._keys and self._keys.step():
+            log.say("hub", "a new key is on trial: connecting again with it")
+            return self._again()
         for _ in range(_READS_PER_STEP):
-            if session.check_msg() is None:
+            if self._in.full() or session.check_msg() is None:
                 break
-        self._messages.pump(session, self._topic)
-        return session.service(self._ack_timeout_ms)
+        wait = self._in.service()
+        self._messages.pump(session, self._topic, self._way.date())
+        return min(wait, session.service(self._ack_timeout_ms, not self._in.full()))
 
-    def _topic(self, name, date, flags):
+    def _again(self):
+        """A new connection, now. Returns ms to sleep."""
+        self.close()
+        self._retry_at = 0
+        return 0
+
+    def _topic(self, name, made, more):
         """Topic of one message, with its number and when it was made where that is known."""
-        made = None
-        if date is not None:
-            if not flags & TIME_UNKNOWN:
-                made = date + agreed.UNIX_2000
-            elif self._messages.of_this_start(name) and self._way.clock.vouched():
-                # Made before the clock was set, in this life: the uptime tells when.
-                made = clock.now() - (log.uptime_ms() // 1000 - date)
-        return iothub.events_topic(self.id, name, made and clock.text(made))
+        made = None if made is None else clock.text(made + agreed.UNIX_2000)
+        return self._way.profile.events_topic(self.id, name, made, more)
 
     def _acknowledged(self, pid):
         if self._messages.acknowledged(pid):
             self._backoff.reset()
-
-    def _run_timers(self):
-        """Call what is due. Returns ms until the next is, at most a second."""
-        wait = _IDLE_MS
-        for timer in self._timers:
-            now = log.uptime_ms()
-            if now >= timer.due:
-                # Missed periods are not made up for: one call, then on the grid again.
-                timer.due += ((now - timer.due) // timer.period_ms + 1) * timer.period_ms
-                try:
-                    timer.handler()
-                except OutpostError as e:
-                    log.error(e)
-                except Exception as e:
-                    # The application's own fault: its traceback is for its author, and
-                    # the device goes on.
-                    log.say("app", "%s raised %s" % (_name(timer.handler), type(e).__name__))
-                    sys.print_exception(e)
-            wait = min(wait, timer.due - now)
-        return wait
+        else:
+            self._in.acknowledged(pid)
 
 
-def _name(handler):
-    return getattr(handler, "__name__", "handler")
+def _register(register, what, *more):
+    """A decorator that hands the function on and gives it back."""
+
+    def decorate(handler):
+        register(what, handler, *more)
+        return handler
+
+    return decorate
 
 
 def _where():

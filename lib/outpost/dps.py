@@ -87,8 +87,13 @@ def ask(session, name, csr):
     """Register over a Session that the service has accepted. Returns Assigned."""
     registration = Registration(name, csr)
     session.limit = LIMIT_BYTES
-    session.copies = False
-    session.set_callback(registration.answer)
+
+    def received(topic, body, pid):
+        registration.answer(topic, body)  # where it lies: a chain is long
+        if pid is not None:
+            session.puback(pid)
+
+    session.received = received
     session.subscribe(RESPONSES, 1)
     while registration.assigned is None:
         question = registration.question(time.ticks_ms())

@@ -18,9 +18,18 @@ class OutpostError(Exception):
         False  # the other side knows who this is, or says it does not: no fault of the network
     )
 
+    busy = False  # the other side has more to do than it can
+
     def __init__(self, sentence, person=False):
         super().__init__(sentence)
         self.person = person
+
+    def kind(self):
+        """What to do about it: "refused" (look at the identity), "busy" (wait), "setup" (mend
+        what the sentence names) or "network" (it comes back by itself)."""
+        if self.refused:
+            return "refused"
+        return "busy" if self.busy else "setup" if self.person else "network"
 
 
 def number(e):
@@ -77,6 +86,7 @@ class Refused(MqttError):
     def __init__(self, code, sentence, person):
         super().__init__(sentence, person)
         self.code = code
+        self.busy = code == 3
         self.refused = code in (4, 5)  # 3 is a server that is busy: back-off, not another key
 
 
@@ -84,6 +94,18 @@ class ProvisioningError(OutpostError):
     """The provisioning service gave no hub."""
 
     stage = "dps"
+
+
+class SignedError(OutpostError):
+    """A signed command was not taken: nothing was changed."""
+
+    stage = "signed"
+
+
+class SealError(OutpostError):
+    """A sealed message could not be opened, or not be made."""
+
+    stage = "seal"
 
 
 class OutboxFull(OutpostError):

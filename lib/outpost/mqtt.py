@@ -12,10 +12,10 @@ The connection below is a Stream; this module opens none and owns no flash.
 import time
 
 from micropython import const
-from umqtt.simple import MQTTClient
 
-from . import agreed
 from .errors import MqttError, Refused
+from .mqtt_out import Writer
+from .packets import Packets
 
 _CONNACK = const(0x20)
 _PUBLISH = const(0x30)
@@ -33,57 +33,39 @@ _REFUSALS = {
 }
 
 
-class Session(MQTTClient):
+class Session(Writer):
     """One MQTT connection over one Stream.
 
-    acknowledged(pid) is called for each PUBACK of a packet in flight.
-    Incoming packets longer than `limit` bytes end the connection.
+    acknowledged(pid) is called for each PUBACK of a packet in flight, received(topic, body, pid)
+    for each PUBLISH: its caller sends puback(pid) where pid is not None. A PUBLISH longer than
+    `limit` bytes goes by unread, acknowledged: too_long(topic, size) hears of it, with up to 254
+    bytes of its topic. Any other packet of that length ends the connection.
     """
 
     def __init__(self, client_id, user, password, keepalive_s, limit=4096):
-        super().__init__(client_id, "", 0, user, password, keepalive_s)
-        self.limit = limit
+        super().__init__(client_id, user, password, keepalive_s)
+        self._limit = limit
+        self._packets = None
         self.acknowledged = None
-        self.copies = True  # False: a message's body is handed over where it lies, for long ones
-        self.inflight = {}  # packet id -> ticks of its sending
-        self._head = bytearray(5)
-        self._body = None
-        self._got = 0
-        self._need = 0
-        self._packet_start = None
-        self._sent = 0  # ticks of our last packet: keep-alive counts from it
-        self._ping = None
-        self._partial = False  # a packet of ours is begun and not yet sent whole
-        self._awaits = None  # the packet id of the SUBSCRIBE that waits for its SUBACK
+        self.received = None
+        self.too_long = None
+        self._awaits = None  # the packet id of the SUBSCRIBE that subscribe() waits for
+        self._asked = None  # of the one that ask() has sent: (packet id, filters, answered)
 
-    # Sending
+    @property
+    def limit(self):
+        return self._limit
 
-    def _remaining_length(self, first, size):
-        """Write a fixed header: at most 5 bytes (MQTT 3.1.1, 2.2.3)."""
-        self._partial = True
-        head = bytearray(5)
-        head[0] = first
-        i = 1
-        while size > 0x7F:
-            head[i] = size & 0x7F | 0x80
-            size >>= 7
-            i += 1
-        head[i] = size
-        self.sock.write(head, i + 1)
-
-    def _flush(self):
-        self._partial = True
-        self.sock.flush()
-        self._partial = False
-        self._sent = time.ticks_ms()
-
-    def _send_str(self, s):
-        # The original counts characters; MQTT counts the bytes of UTF-8.
-        super()._send_str(s.encode() if isinstance(s, str) else s)
+    @limit.setter
+    def limit(self, limit):
+        self._limit = limit
+        if self._packets:
+            self._packets.limit = limit
 
     def connect(self, stream, clean_session=True, deadline_ms=20000):
         """CONNECT over `stream`, wait for CONNACK. Returns "session present" (bool)."""
         self.sock = stream
+        packets = self._packets = Packets(stream, self._limit)
         client_id = self.client_id.encode()
         user = self.user.encode()
         password = self.pswd.encode()
@@ -98,7 +80,7 @@ class Session(MQTTClient):
         self._flush()
         start = time.ticks_ms()
         while True:
-            op = self._receive()
+            op = packets.receive()
             if op is not None:
                 break
             left = deadline_ms - time.ticks_diff(time.ticks_ms(), start)
@@ -107,154 +89,79 @@ class Session(MQTTClient):
                     "the server answered no CONNACK within %d s" % (deadline_ms // 1000)
                 )
             stream.wait(min(left, 500))
-        if op != _CONNACK or self._need != 2 or self._body[0] > 1:
+        if op != _CONNACK or packets.size != 2 or packets.body[0] > 1:
             raise MqttError("the server's first packet was not a CONNACK (0x%02x)" % op)
-        code = self._body[1]
-        session_present = self._body[0] == 1
-        self._done()
+        session_present, code = packets.body[0] == 1, packets.body[1]
+        packets.done()
         if code:
             why = _REFUSALS.get(code, "the server refused the connection with code %d" % code)
             raise Refused(code, why, code in (1, 2, 4, 5))
         return session_present
 
-    def next_pid(self):
-        """A packet id from 1 to 65,535 that is not in flight."""
-        while True:
-            self.pid = self.pid % 65535 + 1
-            if self.pid not in self.inflight:
-                return self.pid
+    def ask(self, filters, answered):
+        """SUBSCRIBE to all (topic filter, qos) in one packet, without waiting.
 
-    def publish(self, topic, msg, retain=False, qos=1, pid=None):
-        """Write a PUBLISH and return its packet id (None at QoS 0) without waiting.
-
-        `pid` given: the packet is sent again, flagged as a duplicate.
+        answered(granted) is called with the SUBACK's codes, one for each: 0x80 is a refusal.
         """
-        topic = topic.encode() if isinstance(topic, str) else topic
-        size = 2 + len(topic) + len(msg) + (2 if qos else 0)
-        if len(topic) > 65535 or size > agreed.MESSAGE_MAX_BYTES + 65537:
-            raise ValueError("a message of %d bytes is longer than IoT Hub takes" % len(msg))
-        self._remaining_length(_PUBLISH | (8 if pid else 0) | qos << 1 | retain, size)
-        self._send_str(topic)
-        if qos:
-            if pid is None:
-                pid = self.next_pid()
-            self.sock.write(bytes((pid >> 8, pid & 0xFF)))
-            self.inflight[pid] = time.ticks_ms()
-        self.sock.write(msg)
-        self._flush()
-        return pid
+        pid = self.write_subscribe(filters)
+        self._asked = (pid, len(filters), answered)
+        self.inflight[pid] = time.ticks_ms()
+
+    def asking(self):
+        """Whether a SUBSCRIBE of ask() is not answered yet."""
+        return self._asked is not None
+
+    def _granted(self, body, need):
+        pid, count, answered = self._asked
+        if need != 2 + count or (body[0] << 8 | body[1]) != pid:
+            raise MqttError("the server sent a SUBACK for nothing")
+        self._asked = None
+        self.inflight.pop(pid, None)
+        answered(bytes(body[2:]))
 
     def subscribe(self, topic, qos=0, deadline_ms=20000):
         """SUBSCRIBE and wait for SUBACK; packets in between are served as usual."""
-        topic = topic.encode() if isinstance(topic, str) else topic
-        pid = self.next_pid()
-        self._remaining_length(0x82, 2 + 2 + len(topic) + 1)
-        self.sock.write(bytes((pid >> 8, pid & 0xFF)))
-        self._send_str(topic)
-        self.sock.write(bytes((qos,)))
-        self._flush()
-        self._awaits = pid
+        pid = self._awaits = self.write_subscribe([(topic, qos)])
         start = time.ticks_ms()
         while True:
             op = self.check_msg()
-            if op == _SUBACK:
+            if op is not None and op & 0xF0 == _SUBACK:
                 self._awaits = None
-                if self._need != 3 or (self._body[0] << 8 | self._body[1]) != pid:
+                packets = self._packets
+                body, need = packets.body, packets.size
+                packets.done()
+                if need != 3 or (body[0] << 8 | body[1]) != pid:
                     raise MqttError("the server sent a SUBACK for nothing")
-                granted = self._body[2]
-                self._done()
-                if granted & 0x80:
-                    raise MqttError("the server refused the subscription to %s" % topic.decode())
-                return granted
+                if body[2] & 0x80:
+                    raise MqttError("the server refused the subscription to %s" % topic)
+                return body[2]
             left = deadline_ms - time.ticks_diff(time.ticks_ms(), start)
             if left <= 0:
                 raise MqttError("the server answered no SUBACK within %d s" % (deadline_ms // 1000))
             if op is None:
                 self.sock.wait(min(left, 500))
 
-    def ping(self):
-        super().ping()
-        self._flush()
-        self._ping = time.ticks_ms()
-
-    def disconnect(self):
-        """DISCONNECT and close; a peer that no longer reads is not waited for long."""
-        # Not after half a packet: the peer would take these two bytes for its end.
-        if self.sock is not None and not self._partial:
-            try:
-                self.sock.timeout_ms = 1000
-                self.sock.write(b"\xe0\0")
-                self.sock.flush()
-            except (OSError, MqttError, MemoryError):
-                pass
-        self.drop()
-
-    def drop(self):
-        """Close without a word."""
-        sock, self.sock = self.sock, None
-        if sock is not None:
-            sock.close()
-
     # Receiving
-
-    def _receive(self):
-        """The first byte of a packet that is now whole in _body, or None: never waits."""
-        head = self._head
-        while self._body is None:
-            # The fixed header comes a byte at a time: its length is in its bytes.
-            view = memoryview(head)[self._got : self._got + 1]
-            if not self.sock.read_some(view):
-                self._check_packet_deadline()
-                return None
-            if self._got == 0:
-                self._packet_start = time.ticks_ms()
-            self._got += 1
-            if self._got == 1 or head[self._got - 1] & 0x80:
-                if self._got == 5:
-                    raise MqttError("the server sent a length that MQTT does not allow")
-                continue
-            self._need = 0
-            for i in range(self._got - 1, 0, -1):
-                self._need = self._need << 7 | head[i] & 0x7F
-            if self._need > self.limit:
-                raise MqttError(
-                    "the server sent a packet of %d bytes, more than the %d this device takes"
-                    % (self._need, self.limit)
-                )
-            self._body = bytearray(self._need)
-            self._got = 0
-        while self._got < self._need:
-            n = self.sock.read_some(memoryview(self._body)[self._got :])
-            if not n:
-                self._check_packet_deadline()
-                return None
-            self._got += n
-        return head[0]
-
-    def _done(self):
-        self._body = None
-        self._got = 0
-        self._packet_start = None
-
-    def _check_packet_deadline(self):
-        if self._packet_start is not None:
-            if time.ticks_diff(time.ticks_ms(), self._packet_start) > self.sock.timeout_ms:
-                raise MqttError("the server sent half a packet and then nothing")
 
     def check_msg(self):
         """Serve one incoming packet if it is there. Returns its first byte or None.
 
         A SUBACK that subscribe() waits for is left in place for it. Never waits.
         """
-        op = self._receive()
+        packets = self._packets
+        op = packets.receive()
         if op is None:
             return None
         kind = op & 0xF0
         if kind == _SUBACK and self._awaits is not None:
             return op
-        body = self._body
-        need = self._need
-        self._done()
+        body, need = packets.body, packets.size
+        if packets.cut:
+            pid = packets.pid
+            packets.done()
+            self._overlong(body, need, pid)
+            return op
+        packets.done()
         if kind == _PUBACK:
             if need != 2:
                 raise MqttError("the server sent a PUBACK of %d bytes" % need)
@@ -264,6 +171,8 @@ class Session(MQTTClient):
                 self.acknowledged(pid)
         elif kind == _PUBLISH:
             self._incoming(op, body, need)
+        elif kind == _SUBACK and self._asked:
+            self._granted(body, need)
         elif op == _PINGRESP and not need:
             self._ping = None
         else:
@@ -280,36 +189,50 @@ class Session(MQTTClient):
         start = end + 2 if qos else end
         if start > need or end == 2:
             raise MqttError("the server sent a PUBLISH whose topic does not fit its length")
-        if self.cb is None:
-            # A subscription that an earlier software made is kept by the server, and so
-            # may be its messages: closing would keep this device away for ever. Without
-            # our PUBACK the message stays queued there.
-            return
-        view = memoryview(body)  # a slice of the bytes themselves would be one copy more
-        self.cb(bytes(view[2:end]), bytes(view[start:]) if self.copies else view[start:])
-        if qos:
-            self.sock.write(bytes((_PUBACK, 2, body[end], body[end + 1])))
-            self._flush()
+        pid = (body[end] << 8 | body[end + 1]) if qos else None
+        if self.received:
+            self.received(bytes(body[2:end]), memoryview(body)[start:], pid)
+        elif self.cb:
+            self.cb(bytes(body[2:end]), bytes(body[start:]))
+            if qos:
+                self.puback(pid)
+        # Else nobody listens. A subscription that an earlier software made is kept by the
+        # server, and so may be its messages: closing would keep this device away for ever.
+        # Without our PUBACK the message stays queued there.
 
-    def service(self, ack_timeout_ms):
+    def _overlong(self, front, size, pid):
+        """A PUBLISH longer than `limit` went by. Acknowledged: it would come again for ever."""
+        topic = bytes(front[2 : min(2 + (front[0] << 8 | front[1]), len(front))])
+        if self.too_long:
+            self.too_long(topic, size)
+        if pid:
+            self.puback(pid)
+
+    def service(self, ack_timeout_ms, reading=True):
         """Keep-alive and acknowledgement deadlines; MqttError where the peer is gone.
 
+        reading  False while the caller reads nothing: what it would read cannot be late then
         Returns milliseconds until it must be called again.
         """
         now = time.ticks_ms()
+        half = self.keepalive * 500
+        if not reading:
+            for pid in self.inflight:
+                self.inflight[pid] = now
+            self._ping = None if self._ping is None else now
         for sent in self.inflight.values():
             if time.ticks_diff(now, sent) > ack_timeout_ms:
                 raise MqttError(
                     "the server acknowledged nothing for %d s" % (ack_timeout_ms // 1000)
                 )
         # A ping at half the keep-alive and another half for its answer: a half-open
-        # connection is found within one keep-alive.
-        half = self.keepalive * 500
-        if self._ping is not None:
+        # connection is found within one keep-alive. In the middle of a packet it is the
+        # packet's own deadline that counts: the answer stands behind it.
+        if self._ping is not None and reading:
             left = half - time.ticks_diff(now, self._ping)
-            if left <= 0:
-                raise MqttError("the server did not answer a ping within %d s" % (half // 1000))
-            return left
+            if left > 0 or self._packets.midway():
+                return max(left, 100)
+            raise MqttError("the server did not answer a ping within %d s" % (half // 1000))
         left = half - time.ticks_diff(now, self._sent)
         if left <= 0:
             self.ping()

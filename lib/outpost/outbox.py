@@ -1,16 +1,20 @@
 """Outbox: messages on their way, in a ring on a raw flash partition of their own.
 
-    sector (4 KiB):  header (20 bytes), then records, then blank flash (0xff)
-    header:          magic, number, first sequence, CRC of these three, drained mark
-    record:          length, flags, released mark, sequence, time, CRC, then the body, padded to 4
+    sector (4 KiB):  header (36 bytes), then records, then blank flash (0xff)
+    header:          magic, number, first sequence, dropped so far, CRC of these four,
+                     drained mark, three places for the number of records dropped for room
+    record:          length, flags, released mark, sequence, time, CRC, then what the flags
+                     ask for (boot number, number before it moved), then the body, padded to 4
 
 Everything is programmed in place, so that a message costs no erase: one erase per sector. A mark is
 a program that clears bits, never an erase. What was taken by append() is there after a power cut at
-any instant, in order, until release(); a record may come twice (its release was cut off), none is
-invented. Owns the partition labelled `outbox`. Never writes to a sector whose end it does not know
-to be blank. Programming in place and flash encryption exclude each other.
+any instant, in order, until release() or until the policy `full` drops it, which is counted in the
+same program that does it; a record may come twice (its release was cut off), none is invented.
+Owns the partition labelled `outbox`. Never writes to a sector whose end it does not know to be
+blank. Programming in place and flash encryption exclude each other.
 
-All numbers are little-endian. docs/flash-layout.md has the bytes.
+outbox_scan.py reads the ring at the start, outbox_room.py makes room in a full one. All numbers
+are little-endian. docs/flash-layout.md has the bytes.
 """
 
 import binascii
@@ -19,27 +23,46 @@ from array import array
 
 from micropython import const
 
+from . import outbox_room, outbox_scan
 from .errors import OutboxFull
 
 _SECTOR = const(4096)
-_HEAD = const(20)
+_HEAD = const(36)
 _RECORD = const(16)
-_MAGIC = const(0x3142584F)  # "OXB1"
-_BLANK = b"\xff" * 64
+_MAGIC = const(0x3242584F)  # "OXB2"
 
-BODY_MAX = const(4060)  # one sector less both headers
-TIME_UNKNOWN = const(1)  # flag: `time` is seconds of uptime, not of date
+BODY_MAX = const(4000)
+# Flags of a record.
+TIME_UNKNOWN = const(1)  # `time` is seconds of uptime in the boot whose number follows
+PRIORITY_SHIFT = const(1)  # two bits: 0 to 3
+MOVED = const(8)  # copied when room was made: the number it was taken under follows
+JSON = const(16)  # the body is one JSON value: it may stand in an array with others
+
+REFUSE = const(0)
+OLDEST = const(1)
+PRIORITY = const(2)
+
+
+def extra_of(flags):
+    """How many bytes stand between a record's header and its body."""
+    return (4 if flags & TIME_UNKNOWN else 0) + (4 if flags & MOVED else 0)
 
 
 class Outbox:
     """`partition` is an esp32.Partition, or anything with its three calls.
 
     Allocates 10 bytes per sector and two small buffers; a body is in RAM only while it
-    is appended or read. `damaged` counts records whose CRC was wrong (bit rot: what a
-    power cut leaves half written was never accepted and is not counted).
+    is appended, moved or read. `damaged` counts records whose CRC was wrong (bit rot: what a
+    power cut leaves half written was never accepted and is not counted), `refused` what was
+    not taken, both since the start; `dropped` what the policy took out, ever.
     """
 
-    def __init__(self, partition):
+    def __init__(self, partition, full=REFUSE):
+        self.full = full
+        self.damaged = 0
+        self.refused = 0
+        self.dropped = 0
+        self.next_sequence = 1
         self._p = partition
         self._n = partition.ioctl(4, 0)
         self._head_buf = bytearray(_HEAD)
@@ -47,13 +70,12 @@ class Outbox:
         self._numbers = array("I", [0] * self._n)  # sector number, 0: not in use
         self._firsts = array("I", [0] * self._n)  # sequence of its first record
         self._waiting = array("H", [0] * self._n)  # records in it that are not released
-        self.damaged = 0
-        self.next_sequence = 1
         self._sector = self._n - 1  # being written; the first append moves on to 0
         self._at = _SECTOR
         self._number = 0
-        self._cursor = (0, 0, 0)  # where the last read() ended: sector number, offset, sequence
-        self._recover()
+        # Where the last read() ended: sector, its number, offset, sequence.
+        self._cursor = (0, 0, 0, 0)
+        outbox_scan.recover(self)
         # Records from here on were made since this start: their uptime means something.
         self.first_of_this_start = self.next_sequence
 
@@ -63,52 +85,75 @@ class Outbox:
 
     # Writing
 
-    def append(self, body, time=0, flags=0):
-        """Put one message into flash; returns its sequence number once it is safe there.
+    def append(self, body, time=0, flags=0, boot=0):
+        """Put one message into flash; returns its number once it is safe there.
 
-        body   bytes, at most 4,060
+        body   bytes, at most 4,000
         time   seconds since 2000-01-01 UTC, or of uptime with flag TIME_UNKNOWN
+        flags  TIME_UNKNOWN, JSON, priority << PRIORITY_SHIFT
+        boot   number of this start, with TIME_UNKNOWN
 
-        OutboxFull where every sector still holds something that waits: nothing changed.
+        OutboxFull where there is no room and the policy does not make any: nothing that
+        waits is lost then.
         """
-        size = len(body)
-        if size > BODY_MAX:
-            raise ValueError("a message of %d bytes does not fit: %d at most" % (size, BODY_MAX))
-        need = _RECORD + (size + 3 & ~3)
-        if self._at + need > _SECTOR:
-            self._begin_sector()
+        if len(body) > BODY_MAX:
+            raise ValueError(
+                "a message of %d bytes does not fit: %d at most" % (len(body), BODY_MAX)
+            )
+        need = _RECORD + (extra_of(flags) + len(body) + 3 & ~3)
+        while True:
+            following = (self._sector + 1) % self._n
+            fits = self._at + need <= _SECTOR
+            if self.full and self._n > 2 and self._waiting[following]:
+                # A policy that drops keeps one sector ahead free, to move what it keeps into.
+                priority = flags >> PRIORITY_SHIFT & 3
+                if not outbox_room.make(self, following, priority, need if fits else 0):
+                    self._refuse()
+            if fits:
+                break
+            if self._waiting[following]:
+                self._refuse()
+            self._begin_sector(following)
+        return self.put(body, time, flags, struct.pack("<I", boot) if flags & TIME_UNKNOWN else b"")
+
+    def _refuse(self):
+        self.refused += 1
+        raise OutboxFull(
+            "the outbox is full: %d messages wait for the hub, and this one was not taken"
+            % len(self)
+        )
+
+    def put(self, body, time, flags, extra):
+        """Write one record where the ring stands: there must be room. Returns its sequence."""
         sequence = self.next_sequence
+        size = len(extra) + len(body)
         # The body first and its header last: the header's CRC is what makes it a record.
-        if size:
-            self._p.writeblocks(self._sector, body, self._at + _RECORD)
-        record = bytearray(_RECORD)
-        struct.pack_into("<HBBIII", record, 0, size, flags, 0xFF, sequence, time, 0)
-        crc = binascii.crc32(body, binascii.crc32(memoryview(record)[:12]))
-        struct.pack_into("<I", record, 12, crc)
+        if body:
+            self._p.writeblocks(self._sector, body, self._at + _RECORD + len(extra))
+        record = bytearray(_RECORD + len(extra))
+        struct.pack_into("<HBBII", record, 0, size, flags, 0xFF, sequence, time)
+        record[_RECORD:] = extra
+        crc = binascii.crc32(extra, binascii.crc32(memoryview(record)[:12]))
+        struct.pack_into("<I", record, 12, binascii.crc32(body, crc))
         self._p.writeblocks(self._sector, record, self._at)
-        self._at += need
+        self._at += _RECORD + (size + 3 & ~3)
         self._waiting[self._sector] += 1
         self.next_sequence = sequence + 1
         return sequence
 
-    def _begin_sector(self):
-        following = (self._sector + 1) % self._n
-        if self._waiting[following]:
-            raise OutboxFull(
-                "the outbox is full: %d messages wait for the hub, and this one was not taken"
-                % len(self)
-            )
+    def _begin_sector(self, following):
         self._drain_if_done(self._sector)
-        if self._numbers[following]:
-            # Its header goes first: a half-erased sector must not look like a whole one.
-            self._p.writeblocks(following, bytes(4), 0)
-            self._numbers[following] = 0
+        # Its header goes first: a half-erased sector must not look like a whole one.
+        self._p.writeblocks(following, bytes(4), 0)
+        self._numbers[following] = 0
         self._p.ioctl(6, following)
         self._number += 1
         head = self._head_buf
-        struct.pack_into("<III", head, 0, _MAGIC, self._number, self.next_sequence)
-        struct.pack_into("<II", head, 12, binascii.crc32(memoryview(head)[:12]), 0xFFFFFFFF)
-        self._p.writeblocks(following, memoryview(head)[:16], 0)
+        struct.pack_into(
+            "<IIII", head, 0, _MAGIC, self._number, self.next_sequence, self.dropped & 0xFFFFFFFF
+        )
+        struct.pack_into("<I", head, 16, binascii.crc32(memoryview(head)[:16]))
+        self._p.writeblocks(following, memoryview(head)[:20], 0)
         self._numbers[following] = self._number
         self._firsts[following] = self.next_sequence
         self._sector = following
@@ -131,158 +176,91 @@ class Outbox:
     def _drain_if_done(self, sector):
         """Mark a sector in which nothing waits, so that the next start need not read it."""
         if self._numbers[sector] and not self._waiting[sector]:
-            self._p.writeblocks(sector, bytes(4), 16)
+            self._p.writeblocks(sector, bytes(4), 20)
 
     # Reading
 
     def read(self, after=0):
         """The oldest waiting message with a sequence above `after`, or None.
 
-        (sequence, time, flags, body, place): allocates the body. Bodies that flash has
+        (sequence, time, flags, body, place, boot, number): allocates the body. `number` is
+        what append() returned, also where the record has moved since. Bodies that flash has
         damaged are released, counted and passed over.
         """
-        sector = self._sector_of(after)
-        while sector is not None:
-            number = self._numbers[sector]
+        sector, number, at, sequence = self._cursor
+        if self._numbers[sector] != number or not 0 < sequence <= after + 1:
+            sector = self._oldest()
             at, sequence = _HEAD, self._firsts[sector]
-            if self._cursor[0] == number and self._cursor[2] <= after + 1:
-                at, sequence = self._cursor[1:]
-            while True:
-                found = self._record(sector, at, sequence)
-                if found is None:
-                    break
-                size, flags, released, time, crc = found
-                place = (sector, at, number)
-                here = sequence
-                at += _RECORD + (size + 3 & ~3)
-                sequence += 1
-                if here <= after or released:
-                    continue
-                body = bytearray(size)
-                if size:
-                    self._p.readblocks(sector, body, place[1] + _RECORD)
-                self._cursor = (number, at, sequence)
-                if self._crc(size, flags, here, time, body) == crc:
-                    return here, time, flags, body, place
-                self.damaged += 1
-                self.release(place)
+        while True:
+            if self._waiting[sector] and self._numbers[sector]:
+                found = self._read_in(sector, at, sequence, after)
+                if found:
+                    return found
             if sector == self._sector:
                 return None
-            after = max(after, sequence - 1)
-            sector = self._sector_of(after, number)
+            sector = (sector + 1) % self._n
+            at, sequence = _HEAD, self._firsts[sector]
+
+    def _oldest(self):
+        """The sector with the oldest message that waits, else the one being written."""
+        for step in range(1, self._n):
+            i = (self._sector + step) % self._n
+            if self._numbers[i] and self._waiting[i]:
+                return i
+        return self._sector
+
+    def _read_in(self, sector, at, sequence, after):
+        number = self._numbers[sector]
+        while True:
+            found = self.record(sector, at, sequence)
+            if found is None:
+                return None
+            size, flags, released, time, crc = found
+            place = (sector, at, number)
+            here = sequence
+            at += _RECORD + (size + 3 & ~3)
+            sequence += 1
+            if here <= after or released:
+                continue
+            self._cursor = (sector, number, at, sequence)
+            whole = bytearray(size)
+            if size:
+                self._p.readblocks(sector, whole, place[1] + _RECORD)
+            if self.crc(size, flags, here, time, whole) != crc:
+                self.damaged += 1
+                self.release(place)
+                continue
+            boot, moved, body = self.parts(flags, whole)
+            return here, time, flags, body, place, boot, moved or here
+
+    def next_size(self):
+        """Size of the record right behind what read() gave last, where it waits, is JSON and
+        carries nothing but its body; else None."""
+        sector, number, at, sequence = self._cursor
+        found = self.record(sector, at, sequence) if self._numbers[sector] == number else None
+        if found and not found[2] and found[1] & JSON and not extra_of(found[1]):
+            return found[0]
         return None
 
-    def _sector_of(self, after, above=0):
-        """The oldest sector, numbered above `above`, in which something above `after` may wait."""
-        best = None
-        for step in range(1, self._n + 1):
-            # In ring order from the one behind the newest, numbers rise.
-            i = (self._sector + step) % self._n
-            if not self._numbers[i]:
-                continue
-            if best is not None:
-                if self._firsts[i] > after + 1:
-                    return best
-                best = None
-            if self._waiting[i] and self._numbers[i] > above:
-                best = i
-        return best
+    def parts(self, flags, whole):
+        """(boot, number before it moved, body) of what stands behind a record's header."""
+        boot = struct.unpack_from("<I", whole)[0] if flags & TIME_UNKNOWN else 0
+        size = extra_of(flags)
+        moved = struct.unpack_from("<I", whole, size - 4)[0] if flags & MOVED else 0
+        return boot, moved, memoryview(whole)[size:] if size else whole
 
-    def _record(self, sector, at, sequence):
+    def record(self, sector, at, sequence):
         """(size, flags, released, time, crc) of the record expected at `at`, or None."""
         if at + _RECORD > _SECTOR:
             return None
         head = memoryview(self._scratch)[:_RECORD]
         self._p.readblocks(sector, head, at)
         size, flags, mark, number, time, crc = struct.unpack("<HBBIII", head)
-        if number != sequence or at + _RECORD + size > _SECTOR:
+        if number != sequence or at + _RECORD + size > _SECTOR or size < extra_of(flags):
             return None
         return size, flags, mark != 0xFF, time, crc
 
-    def _crc(self, size, flags, sequence, time, body):
+    def crc(self, size, flags, sequence, time, whole):
         head = memoryview(self._scratch)[:12]
         struct.pack_into("<HBBII", head, 0, size, flags, 0xFF, sequence, time)
-        return binascii.crc32(body, binascii.crc32(head))
-
-    # Starting
-
-    def _recover(self):
-        """Read every sector's header and the records of those that are not drained."""
-        head = self._head_buf
-        newest = None
-        spent = 0  # number of the newest drained sector
-        for i in range(self._n):
-            self._p.readblocks(i, head, 0)
-            magic, number, first, crc, drained = struct.unpack("<IIIII", head)
-            if magic != _MAGIC or not number or crc != binascii.crc32(memoryview(head)[:12]):
-                continue
-            self._numbers[i] = number
-            self._firsts[i] = first
-            if newest is None or number > self._numbers[newest]:
-                newest = i
-            if drained == 0xFFFFFFFF:
-                self._count(i)
-            else:
-                spent = number if number > spent else spent
-        if newest is None:
-            return
-        self._sector = newest
-        self._number = self._numbers[newest]
-        self._at, self.next_sequence = self._count(newest)
-        # What stands behind the last record was being written when the power went, and was
-        # never accepted. Not being blank, the place cannot be written again; nor may a sector
-        # that is marked as drained take anything more.
-        if spent == self._number or not self._blank_from(self._at):
-            self._at = _SECTOR
-
-    def _count(self, sector):
-        """Count what waits in a sector. Returns (offset behind its last record, next sequence).
-
-        A record that is not whole and has none behind it is half written: it is marked as
-        released. One with others behind it is damaged: read() will find that out.
-        """
-        at, sequence = _HEAD, self._firsts[sector]
-        waiting = doubtful = 0
-        last = (at, sequence)
-        while True:
-            found = self._record(sector, at, sequence)
-            if found is None:
-                break
-            size, flags, released, time, crc = found
-            last = (at, sequence)
-            if not released and not self._whole(sector, at, size, flags, sequence, time, crc):
-                doubtful += 1
-            else:
-                waiting += doubtful + (not released)
-                doubtful = 0
-            at += _RECORD + (size + 3 & ~3)
-            sequence += 1
-        if doubtful:
-            waiting += doubtful - 1
-            at, sequence = last
-            self._p.writeblocks(sector, b"\x00", at + 3)
-        self._waiting[sector] = waiting
-        return at, sequence
-
-    def _whole(self, sector, at, size, flags, sequence, time, crc):
-        """Whether the CRC of a record is right; reads its body 64 bytes at a time."""
-        head = memoryview(self._scratch)[:12]
-        struct.pack_into("<HBBII", head, 0, size, flags, 0xFF, sequence, time)
-        value = binascii.crc32(head)
-        at += _RECORD
-        while size:
-            piece = memoryview(self._scratch)[: min(size, 64)]
-            self._p.readblocks(sector, piece, at)
-            value = binascii.crc32(piece, value)
-            at += len(piece)
-            size -= len(piece)
-        return value == crc
-
-    def _blank_from(self, at):
-        while at < _SECTOR:
-            piece = memoryview(self._scratch)[: min(64, _SECTOR - at)]
-            self._p.readblocks(self._sector, piece, at)
-            if bytes(piece) != _BLANK[: len(piece)]:
-                return False
-            at += len(piece)
-        return True
+        return binascii.crc32(whole, binascii.crc32(head))

@@ -97,6 +97,10 @@ class Stream:
         if timeout_ms > 0:
             self._poll.poll(timeout_ms)
 
+    def readable(self):
+        """Whether something is there to be read now, or the connection has ended."""
+        return bool(self._poll.poll(0))
+
     def cipher(self):
         """(suite, version) of the finished handshake, as mbedtls names them."""
         return self._sock.cipher()

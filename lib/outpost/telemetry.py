@@ -11,11 +11,16 @@ def encode(body):
 
     ValueError where it is too long, or has no JSON.
     """
-    if isinstance(body, (bytes, bytearray, memoryview)):
+    if not is_json(body):
         # A copy: the caller may fill its buffer again before this is sent.
         return bytes(_fitting(body))
     _check(body, _DEPTH)
     return _fitting(json.dumps(body).encode())
+
+
+def is_json(body):
+    """Whether encode() makes JSON of it; bytes are whatever their author says."""
+    return not isinstance(body, (bytes, bytearray, memoryview))
 
 
 def _fitting(body):

@@ -7,7 +7,7 @@ where it cannot go on. What the stages keep between two walks (the Wi-Fi link, t
 record size that works, the key that was taken) stays here. Owns nothing in flash.
 """
 
-from . import agreed, clock, config, identity, iothub, keystore, log, tls, trust
+from . import agreed, clock, config, identity, keystore, log, profile, tls, trust, watchdog
 from .errors import IdentityError, OutpostError
 from .link import Link
 from .mqtt import Session
@@ -31,6 +31,8 @@ class Walk:
     renew_at      uptime in ms at which the session is to be replaced by a new connection
     credential    name of the key that the session was made with: "primary", "born", ...
     trial_failed  whether the key on trial was tried in this life and did not work
+    profile       the module that knows what the hub calls things (profile.py)
+    model         id of the Plug and Play model that is announced, or None
     """
 
     def __init__(self):
@@ -41,6 +43,8 @@ class Walk:
         self.renew_at = 0
         self.credential = None
         self.trial_failed = False
+        self.profile = None
+        self.model = None
         self._mark = None  # of the credential that worked last: the next walk begins with it
         self._link = None
         self._ladder = None
@@ -50,6 +54,7 @@ class Walk:
     def configure(self):
         """Read the configuration again: what a person mended meanwhile is picked up."""
         c = self.config = config.load()
+        self.profile = profile.load(c.profile)
         log.say(
             "config",
             "%s=%s port=%d record_size=%s"
@@ -106,6 +111,7 @@ class Walk:
         if not self._link or not self._link.up():
             self._link = Link(c.wifi_ssid, c.wifi_key)
             log.say("link", "connected ssid=%s address=%s" % (c.wifi_ssid, self._link.connect()))
+        watchdog.feed()
         if not self.clock:
             self.clock = clock.Clock(c.sntp)
         self.clock.servers = c.sntp
@@ -155,10 +161,10 @@ class Walk:
         self.credential = credential.name
         # By the uptime: the wall clock may be set, even by years, while the token lasts.
         self.renew_at = _NEVER
-        if credential.symmetric:
-            self.renew_at = (
-                log.uptime_ms() + (iothub.TOKEN_TTL_S - iothub.RENEW_BEFORE_S - _WALK_S) * 1000
-            )
+        names = self.profile
+        if credential.symmetric and names.TOKEN_TTL_S:
+            life_s = names.TOKEN_TTL_S - names.RENEW_BEFORE_S - _WALK_S
+            self.renew_at = log.uptime_ms() + life_s * 1000
         log.say("tls", self.connection.line())
         log.say("hub", "connected device=%s credential=%s" % (self.who.device_id, self.credential))
         self._learn_time()
@@ -194,13 +200,15 @@ class Walk:
 
     def _session(self, where, credential, now):
         """A Session that the hub has accepted with this credential."""
-        user = iothub.user_name(where.hub, self.who.device_id)
-        password = iothub.password(credential, where.hub, now) if credential.symmetric else ""
-        session = Session(self.who.device_id, user, password, self.config.keepalive_s)
+        names, c = self.profile, self.config
+        user = names.user_name(where.hub, self.who.device_id, self.model)
+        password = names.password(credential, where.hub, now) if credential.symmetric else ""
+        session = Session(self.who.device_id, user, password, c.keepalive_s, c.incoming_bytes)
         return self.open(session, where, credential, False)
 
     def open(self, session, where, credential, clean):
         """CONNECT over a new TLS connection to `where`; the session's password goes at once."""
+        watchdog.feed()
         try:
             _, self.connection = tls.connect(
                 where,
@@ -226,6 +234,12 @@ class Walk:
     def doubt_clock(self):
         """After a refusal that a wrong clock may explain: whether asking SNTP again can help."""
         return self.clock and self.clock.doubt()
+
+    def at_least(self):
+        """Unix seconds that it certainly is, or None: the time, or else the floor of time."""
+        if not self.clock:
+            return None
+        return clock.now() if self.clock.vouched() else self.clock.floor
 
     def date(self):
         """Seconds since 2000, or None while nobody vouches for the clock."""

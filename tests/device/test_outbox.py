@@ -109,7 +109,7 @@ device = Device()
 n = 0
 try:
     while True:
-        device.send(b"%06d" % n + bytes(1990))
+        device.send(b"%06d" % n + bytes(1970))
         n += 1
 except OutpostError as e:
     print("refused after", n, e)

@@ -1,5 +1,6 @@
-"""The power goes at every flash operation of append, release and ring wrap: no accepted message is
-missing, none is invented, order is kept, and the ring can still be used.
+"""The power goes at every flash operation of append, release, making room and ring wrap: no
+accepted message is missing, none is invented, order is kept, what a policy dropped is counted, and
+the ring can still be used.
 
 The device's own outbox.py runs over the virtual board's flash, against a model. Each case replays a
 random workload, cuts it at operation N, starts again, compares, goes on, and compares again. A ring
@@ -8,102 +9,20 @@ that is broken on purpose must be caught by the same loop.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import ring
 from chip import CLEAN, ODD, TORN, Chip, ChipError
+from outbox_model import OFFSET, SECTORS, Workload
 
-OFFSET = 0x200000
-SECTORS = 4
 MODES = (CLEAN, TORN, ODD)
-
-
-class Workload:
-    """A ring, and what must be in it: `waiting` holds what was accepted and not released."""
-
-    def __init__(self, chip: Chip, module, seed: int) -> None:
-        self.chip, self.module = chip, module
-        self.random = random.Random(seed)
-        self.waiting: dict[int, bytes] = {}
-        self.appending: bytes | None = None
-        self.releasing: int | None = None
-        self.refused = 0
-        self.start()
-
-    def start(self) -> None:
-        self.box = self.module.Outbox(ring.Partition(self.chip, OFFSET, SECTORS))
-        self.places: dict[int, tuple] = {}
-
-    def step(self) -> None:
-        choice = self.random.random()
-        if choice < 0.55:
-            self.append()
-        elif choice < 0.97:
-            self.release()
-        else:
-            self.start()
-
-    def append(self) -> None:
-        size = self.random.choice((0, 1, 3, 40, 100, 100, 100, 257, 600, 2000, 4060))
-        self.appending = self.random.randbytes(size)
-        try:
-            sequence = self.box.append(self.appending, time=self.box.next_sequence)
-        except self.module.OutboxFull:
-            self.refused += 1
-        else:
-            self.waiting[sequence] = self.appending
-        self.appending = None
-
-    def release(self) -> None:
-        # A window of 8, acknowledged in any order, as the device does it.
-        after = 0
-        window = []
-        for _ in range(8):
-            found = self.box.read(after)
-            if found is None:
-                break
-            after = found[0]
-            window.append(found)
-        if not window:
-            return
-        sequence, _, _, _, place = self.random.choice(window)
-        self.releasing = sequence
-        self.box.release(place)
-        del self.waiting[sequence]
-        self.releasing = None
-
-    def content(self) -> dict[int, bytes]:
-        found, after = {}, 0
-        while (entry := self.box.read(after)) is not None:
-            sequence, time, flags, body, _ = entry
-            assert sequence > after and time == sequence and flags == 0
-            found[sequence] = bytes(body)
-            after = sequence
-        return found
-
-    def check(self) -> None:
-        """What is in the ring is what must be; settles what the cut left open either way."""
-        found = self.content()
-        required = dict(self.waiting)
-        if self.releasing is not None:
-            required.pop(self.releasing)  # may be there once more
-        for sequence, body in required.items():
-            assert found.get(sequence) == body, f"message {sequence} is lost"
-        for sequence, body in found.items():
-            if sequence in self.waiting:
-                assert body == self.waiting[sequence]
-            else:
-                assert self.appending is not None and body == self.appending, (
-                    "a message is invented"
-                )
-                assert sequence > max(self.waiting, default=0)
-        assert len(self.box) == len(found)
-        assert self.box.damaged == 0
-        self.waiting, self.appending, self.releasing = found, None, None
+REFUSE, OLDEST, PRIORITY = 0, 1, 2
+POLICIES = pytest.mark.parametrize(
+    "full", [REFUSE, OLDEST, PRIORITY], ids=["refuse", "oldest", "priority"]
+)
 
 
 @contextmanager
@@ -120,22 +39,33 @@ def wipe(chip: Chip) -> None:
     chip.image[OFFSET : OFFSET + SECTORS * 4096] = b"\xff" * (SECTORS * 4096)
 
 
-def cut_everywhere(chip: Chip, module, seeds, most: int, stride: int = 1) -> int:
+def cut_everywhere(chip: Chip, module, seeds, most: int, stride: int = 1, full: int = 0) -> int:
     """Replay each seed's workload, cut at every `stride`-th operation; returns how many cuts."""
     cuts = 0
     for seed in seeds:
         for mode in MODES:
             for operation in range(1 + seed % stride, most, stride):
                 wipe(chip)
-                work = Workload(chip, module, seed)
+                work = Workload(chip, module, seed, full)
                 chip.cut_after(operation, mode, seed * 1000 + operation)
                 try:
                     while True:
                         work.step()
                 except ChipError:
                     pass
-                cuts += 1
+                # Often the power goes once more while the first cut is being mended.
+                again = operation % 4
                 chip.power_on()
+                if again:
+                    chip.cut_after(again, mode, operation)
+                    try:
+                        work.start()
+                        work.check()
+                        work.append()
+                    except ChipError:
+                        pass
+                    chip.power_on()
+                cuts += 1
                 work.start()
                 work.check()
                 for _ in range(20):
@@ -145,51 +75,95 @@ def cut_everywhere(chip: Chip, module, seeds, most: int, stride: int = 1) -> int
     return cuts
 
 
-def test_ring_agrees_with_a_model(tmp_path):
+@POLICIES
+def test_ring_agrees_with_a_model(tmp_path, full):
     with flash(tmp_path) as chip:
         module = ring.load()
-        refused = 0
+        refused = dropped = moved = 0
         for seed in range(6):
             wipe(chip)
-            work = Workload(chip, module, seed)
+            work = Workload(chip, module, seed, full)
             for _ in range(400):
                 work.step()
                 work.check()
             refused += work.refused
-        assert refused  # it was full at times
+            dropped += work.box.dropped
+            moved += work.moved
+        # It was full at times, and did what its policy says.
+        assert bool(refused) == (full != OLDEST)
+        assert bool(dropped) == (full != REFUSE)
+        assert bool(moved) == (full == PRIORITY)
 
 
-def test_power_cut_loses_no_accepted_message(tmp_path):
+@POLICIES
+def test_power_cut_loses_no_accepted_message(tmp_path, full):
     with flash(tmp_path) as chip:
-        assert cut_everywhere(chip, ring.load(), range(4), most=160, stride=3) > 500
+        assert cut_everywhere(chip, ring.load(), range(4), most=160, stride=5, full=full) > 350
 
 
+@POLICIES
 @pytest.mark.exhaustive
 @pytest.mark.timeout(3000)
-def test_power_cut_at_every_operation_loses_no_accepted_message(tmp_path):
+def test_power_cut_at_every_operation_loses_no_accepted_message(tmp_path, full):
     with flash(tmp_path) as chip:
-        assert cut_everywhere(chip, ring.load(), range(12), most=300) > 10000
+        assert cut_everywhere(chip, ring.load(), range(12), most=300, full=full) > 10000
 
 
 @pytest.mark.parametrize(
-    "edit",
+    ("full", "edit"),
     [
         # A half-written record taken for a whole one.
-        ("not self._whole(sector, at, size, flags, sequence, time, crc)", "False"),
+        (
+            REFUSE,
+            (
+                "outbox_scan",
+                "not _whole(box, sector, at, size, flags, sequence, time, crc)",
+                "False",
+            ),
+        ),
         # Written on behind what a power cut left half written.
-        ("or not self._blank_from(self._at)", ""),
+        (REFUSE, ("outbox_scan", "or not _blank_from(box, box._at)", "")),
         # A sector taken although something in it still waits.
-        ("if self._waiting[following]:", "if False:"),
+        (REFUSE, ("outbox", "if self._waiting[following]:", "if False:")),
         # Something put into a sector that is marked as drained.
-        ("if spent == self._number or", "if"),
+        (REFUSE, ("outbox_scan", "if spent == box._number or", "if")),
+        # Dropped before it is counted.
+        (
+            OLDEST,
+            (
+                "outbox_room",
+                "    dropped = 0\n",
+                "    dropped = 0\n    box._drain_if_done(sector) if "
+                "box._waiting.__setitem__(sector, 0) is None else 0\n"
+                "    box._waiting[sector] = 1\n",
+            ),
+        ),
+        # Counted, and there again after a start.
+        (OLDEST, ("outbox_scan", "if made_room:", "if False:")),
+        # A copy that counts although its original is still there.
+        (PRIORITY, ("outbox_scan", "        _void_copies(box)", "        pass")),
+        # A number written over one that a power cut spoilt.
+        (PRIORITY, ("outbox_room", 'if bytes(four) == b"\\xff\\xff\\xff\\xff":', "if True:")),
+        # The number of what was dropped lost with the next sector.
+        (OLDEST, ("outbox", "self.dropped & 0xFFFFFFFF", "0")),
     ],
-    ids=["no-crc", "no-blank-check", "overwrites", "writes-into-drained"],
+    ids=[
+        "no-crc",
+        "no-blank-check",
+        "overwrites",
+        "writes-into-drained",
+        "drops-uncounted",
+        "drops-come-back",
+        "copies-count-twice",
+        "number-over-number",
+        "number-forgotten",
+    ],
 )
-def test_ring_that_is_broken_on_purpose_is_caught(tmp_path, edit):
+def test_ring_that_is_broken_on_purpose_is_caught(tmp_path, full, edit):
     with flash(tmp_path) as chip:
         broken = ring.load(edit)
         with pytest.raises((AssertionError, KeyError, OverflowError)):
-            cut_everywhere(chip, broken, range(6), most=300)
+            cut_everywhere(chip, broken, range(6), most=300, full=full)
 
 
 def test_erases_per_thousand_messages_of_100_bytes_are_within_the_budget(tmp_path):
@@ -201,3 +175,57 @@ def test_erases_per_thousand_messages_of_100_bytes_are_within_the_budget(tmp_pat
             box.append(bytes(100))
             box.release(box.read()[4])
         assert (chip.counts().erases - before) / 5 <= 30
+
+
+@pytest.mark.parametrize("full", [OLDEST, PRIORITY], ids=["oldest", "priority"])
+def test_erases_stay_bounded_while_the_ring_runs_over(tmp_path, full):
+    with flash(tmp_path) as chip:
+        wipe(chip)
+        module = ring.load()
+        box = module.Outbox(ring.Partition(chip, OFFSET, 16), full)
+        before = chip.counts().erases
+        for n in range(5000):
+            with suppress(module.OutboxFull):
+                box.append(bytes(100), 0, (n % 3) << 1)
+        # At the worst half of each sector is taken by what moves.
+        assert (chip.counts().erases - before) / 5 <= (30 if full == OLDEST else 60)
+        assert box.dropped > 1000
+
+
+def test_what_is_less_important_than_all_that_waits_is_refused_without_a_program(tmp_path):
+    with flash(tmp_path) as chip:
+        wipe(chip)
+        module = ring.load()
+        box = module.Outbox(ring.Partition(chip, OFFSET, SECTORS), PRIORITY)
+        for _ in range(200):
+            box.append(bytes(100), 0, 3 << 1)
+        kept = box.dropped
+        with pytest.raises(module.OutboxFull):
+            for _ in range(40):
+                box.append(bytes(100), 0, 0)
+        before = chip.counts().programs
+        for _ in range(50):
+            with pytest.raises(module.OutboxFull):
+                box.append(bytes(100), 0, 0)
+        assert chip.counts().programs == before and box.dropped == kept
+        assert box.refused == 51
+
+
+def test_policy_that_changes_while_the_ring_is_full_takes_effect(tmp_path):
+    with flash(tmp_path) as chip:
+        wipe(chip)
+        module = ring.load()
+        box = module.Outbox(ring.Partition(chip, OFFSET, SECTORS), REFUSE)
+        made = 0
+        with pytest.raises(module.OutboxFull):
+            while True:
+                box.append(bytes(500))
+                made += 1
+        box.full = OLDEST
+        number = box.append(bytes(500))
+        again = module.Outbox(ring.Partition(chip, OFFSET, SECTORS), REFUSE)
+        assert box.dropped == again.dropped and len(again) == len(box) == made + 1 - box.dropped
+        after, last = 0, 0
+        while (entry := again.read(after)) is not None:
+            after = last = entry[0]
+        assert last == number

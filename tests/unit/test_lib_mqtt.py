@@ -140,8 +140,84 @@ gc.collect()
 assert gc.mem_alloc() - before < 2000
 s, peer = session(b"\\x30\\x80\\x80\\x80\\x80\\x01")
 expect(MqttError, "length that MQTT does not allow", s.check_msg)
-s, peer = session(b"\\x30\\x65" + bytes(101), limit=100)
+s, peer = session(b"\\xd0\\x65" + bytes(101), limit=100)
 expect(MqttError, "101 bytes", s.check_msg)
+""")
+
+
+@pytest.mark.parametrize("topic", [1, 90, 251, 252, 253, 254, 255, 300, 65535])
+def test_message_that_is_too_long_goes_by_and_is_acknowledged(run, topic):
+    run(f"""
+def length(n):
+    out = bytearray()
+    while n > 127:
+        out.append(n & 127 | 128)
+        n >>= 7
+    out.append(n)
+    return out
+for step in (1, 7, 1000) if {topic} < 999 else (1000,):
+    for qos in (0, 1):
+        size = 2 + {topic} + 2 * qos + 1500
+        s, peer = session(limit=1024, step=step)
+        heard = []
+        s.too_long = lambda topic, size: heard.append((topic, size))
+        s.received = s.cb = None
+        head = bytes((0x30 | qos << 1,)) + length(size) + bytes(({topic} >> 8, {topic} & 255))
+        def pieces():
+            yield head
+            for n in range(0, {topic}, 200):
+                yield b"t" * min(200, {topic} - n)
+            yield b"\\x12\\x34" * qos
+            for n in range(15):
+                yield bytes(100)
+            yield b"\\xd0\\x00"
+        peer.sent = bytearray()
+        s._ping = 1
+        for piece in pieces():
+            peer.incoming.extend(piece)
+            for _ in range(250 // step + 2):
+                s.check_msg()
+        assert s._ping is None, "what came behind it was not understood"
+        assert heard == [(b"t" * min({topic}, 254), size)], heard
+        assert bytes(peer.sent) == b"\\x40\\x02\\x12\\x34" * qos, peer.sent
+""")
+
+
+def test_every_filter_goes_into_one_packet_and_its_answer_is_not_waited_for(run):
+    run("""
+s, peer = session()
+peer.sent = bytearray()
+got = []
+s.ask([("a/#", 0), ("b", 1)], got.append)
+assert bytes(peer.sent) == b"\\x82\\x0c\\x00\\x01\\x00\\x03a/#\\x00\\x00\\x01b\\x01", peer.sent
+assert s.asking() and s.check_msg() is None
+peer.incoming.extend(b"\\x90\\x04\\x00\\x01\\x80\\x01")
+s.check_msg()
+assert got == [b"\\x80\\x01"] and not s.asking() and not s.inflight
+s.ask([("a", 0)], got.append)
+peer.incoming.extend(b"\\x90\\x03\\x00\\x07\\x00")
+expect(MqttError, "SUBACK for nothing", s.check_msg)
+s, peer = session()
+s.ask([("a", 0)], got.append)
+s.service(50)
+time.sleep_ms(70)
+expect(MqttError, "acknowledged nothing", s.service, 50)
+""")
+
+
+def test_one_who_does_not_read_pings_on_and_calls_nothing_late(run):
+    run("""
+s, peer = session(keepalive=0)
+s.keepalive = 0.2
+s.publish("t", b"x")
+peer.sent = bytearray()
+for _ in range(20):
+    s.service(50, False)
+    time.sleep_ms(30)
+assert peer.sent.count(b"\\xc0\\x00") >= 3, peer.sent
+s.service(50)                       # reading again: the deadlines begin anew
+time.sleep_ms(60)
+expect(MqttError, "acknowledged nothing", s.service, 50)
 """)
 
 

@@ -174,3 +174,18 @@ def test_keys_stay_when_an_update_does_not_name_them(book):
     before = book.secrets("pump-7")
     book.take(bulk.read([line(status="disabled")]))
     assert book.secrets("pump-7") == before
+
+
+@pytest.mark.parametrize("auth", ["sas", "selfSigned", "certificateAuthority"])
+def test_an_update_of_tags_leaves_a_device_disabled_and_its_certificate_in_place(book, auth):
+    first = "AB" * 32 if auth == "selfSigned" else ""
+    book.add("pump-8", auth, first, "", disabled=True)
+    book._registry.set_status("pump-8", "disabled", "stolen")
+    before = book._registry.get("pump-8")
+    line = '{"id": "pump-8", "importMode": "update", "tags": {"hall": 3}}'
+    assert book.take(bulk.read([line])) == {}
+    after = book._registry.get("pump-8")
+    assert (after.status, after.status_reason, after.auth) == ("disabled", "stolen", auth)
+    assert (after.keys, after.thumbprints) == (before.keys, before.thumbprints)
+    with pytest.raises(OutpostError):
+        bulk.read(['{"id": "x", "status": "open"}'])

@@ -12,7 +12,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from outpost_tools.enrolments import Enrolments, LinkedHub, complete, derive_key
+from outpost_tools.enrolment import complete, derive_key
+from outpost_tools.enrolments import Enrolments, LinkedHub
 from outpost_tools.errors import OutpostError
 from outpost_tools.hub import attest, issuing
 from outpost_tools.hub.assign import Impossible, hashed

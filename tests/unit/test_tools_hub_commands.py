@@ -1,5 +1,6 @@
 """Twins, commands and methods through a device that is paho's and the core that services use."""
 
+import datetime as dt
 import json
 import subprocess
 import sys
@@ -43,10 +44,11 @@ def test_a_command_arrives_with_its_properties_and_is_done_at_its_puback(world):
         content_type="x/y",
     )
     topic, body, qos = client.next()
+    expiry = dt.datetime.fromtimestamp(sent.expiry_s, dt.UTC).strftime("%Y-%m-%dT%H%%3A%M%%3A%SZ")
     assert topic == (
         "devices/pump-7/messages/devicebound/%24.mid=m-1&"
-        "%24.to=%2Fdevices%2Fpump-7%2Fmessages%2Fdevicebound&%24.ct=x%2Fy&iothub-ack=full&"
-        "a%20b=c%26d"
+        f"%24.to=%2Fdevices%2Fpump-7%2Fmessages%2Fdevicebound&%24.exp={expiry}&%24.ct=x%2Fy&"
+        "iothub-ack=full&a%20b=c%26d"
     )
     assert (body, qos, sent.message_id) == (b"\x00go", 1, "m-1")
     done = world.event("command-completed")

@@ -70,6 +70,7 @@ class Board:
                start
     restarts   False leaves the board down after its first exit
     on_line    called with each Line in the reader's thread
+    on_bytes   called there with what came, as it came
     extra      further words for the binary's command line
     """
 
@@ -87,6 +88,7 @@ class Board:
         restarts: bool = True,
         on_line: Callable[[Line], None] | None = None,
         on_exit: Callable[[int], None] | None = None,
+        on_bytes: Callable[[bytes], None] | None = None,
         program: Path | None = None,
         extra: tuple[str, ...] = (),
     ) -> None:
@@ -105,7 +107,7 @@ class Board:
         self._heapsize, self._wifi, self._mac = heapsize, wifi, mac
         self._cause, self._clock, self._cut = cause, clock, cut
         self._restarts, self._on_line, self._on_exit = restarts, on_line, on_exit
-        self._extra = extra
+        self._on_bytes, self._extra = on_bytes, extra
         self._folder = Path(tempfile.mkdtemp(prefix="outpost-board-"))
         self._state = self._folder / "state"
         self._report = self._folder / "report.json"
@@ -291,6 +293,8 @@ class Board:
         assert process.stdout is not None
         rest = b""
         while chunk := process.stdout.read1(65536):  # type: ignore[attr-defined]
+            if self._on_bytes is not None:
+                self._on_bytes(chunk)
             *whole, rest = (rest + chunk).split(b"\n")
             for raw in whole:
                 self._take_line(raw)

@@ -17,7 +17,7 @@ from outpost_tools.connection import Connection, choose
 from outpost_tools.errors import OutpostError
 from outpost_tools.hub import faults
 from outpost_tools.hub.twins import Twin, TwinStore
-from outpost_tools.registry import Device, Registry, StaleEtag, check_thumbprint, new_key
+from outpost_tools.registry import Device, Registry, check_thumbprint, new_key
 
 Row = dict[str, Any]
 Rotation = Literal["both", "primary", "secondary", "swap"]
@@ -129,8 +129,6 @@ class FolderBook:
         for entry in entries:
             try:
                 self._take(entry)
-            except StaleEtag as why:
-                refused[entry["id"]] = str(why)
             except OutpostError as why:
                 refused[entry["id"]] = str(why)
             except faults.ServiceError as why:

@@ -59,11 +59,11 @@ def check(entry: Any, mode: str = DEFAULT_MODE) -> Entry:
     known = {name.lower(): name for name in MODES}
     if asked.lower() not in known:
         raise OutpostError(f"importMode is not one of {', '.join(MODES)}")
-    status = _text(entry, "status") or "enabled"
-    if status.lower() not in ("enabled", "disabled"):
+    status = _text(entry, "status").lower()
+    if status not in ("", "enabled", "disabled"):
         raise OutpostError("status is neither enabled nor disabled")
     auth = _object(entry, "authentication")
-    kind = _text(auth, "type") or ("selfSigned" if _thumbprints(auth)[0] else "sas")
+    kind = _text(auth, "type") or ("selfSigned" if any(_thumbprints(auth)) else "sas")
     if kind not in AUTHS:
         raise OutpostError(f"the authentication's type is not one of {', '.join(AUTHS)}")
     keys = _object(auth, "symmetricKey")
@@ -74,12 +74,13 @@ def check(entry: Any, mode: str = DEFAULT_MODE) -> Entry:
         check_thumbprint(thumbprint)
     _object(entry, "tags")
     _object(_object(entry, "properties"), "desired")
-    return {
-        **entry,
-        "importMode": known[asked.lower()],
-        "status": status.lower(),
-        "authentication": {**auth, "type": kind},
-    }
+    checked = {**entry, "importMode": known[asked.lower()]}
+    # What a line leaves out stays as it is: an update of tags lets no disabled device in again.
+    if status:
+        checked["status"] = status
+    if auth:
+        checked["authentication"] = {**auth, "type": kind}
+    return checked
 
 
 def _thumbprints(auth: Mapping[str, Any]) -> tuple[str, str]:
@@ -108,12 +109,14 @@ def read(lines: Iterable[str], mode: str = DEFAULT_MODE) -> list[Entry]:
 
 def fields_of(entry: Entry) -> dict[str, Any]:
     """What the entry says of the device, as Registry.add and .update take it."""
-    auth = entry["authentication"]
-    fields: dict[str, Any] = {
-        "status": entry["status"],
-        "status_reason": _text(entry, "statusReason"),
-        "auth": auth["type"],
-    }
+    fields: dict[str, Any] = {}
+    if entry.get("status"):
+        # The reason goes with the status it was given for.
+        fields |= {"status": entry["status"], "status_reason": _text(entry, "statusReason")}
+    auth = entry.get("authentication")
+    if not auth:
+        return fields
+    fields["auth"] = auth["type"]
     if auth["type"] == "sas":
         keys = _object(auth, "symmetricKey")
         given = {"primary_key": _text(keys, "primaryKey")}

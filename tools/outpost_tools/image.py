@@ -4,8 +4,6 @@ The same inputs give the same bytes: the one thing that time changes is the buil
 input too. It owns nothing once the bytes are written, and never prints what went into the NVS.
 """
 
-import base64
-import io
 import json
 import re
 import subprocess
@@ -19,6 +17,7 @@ from littlefs import LittleFS, LittleFSError
 
 from outpost_tools import agreed, roots
 from outpost_tools.errors import OutpostError
+from outpost_tools.nvsimage import Identity, keys_partition, nvs_partition
 from outpost_tools.partitions import SIZES_MIB, TABLE_OFFSET, Partition, PartitionTable
 from outpost_tools.paths import binary, tree
 from outpost_tools.registry import Device
@@ -37,8 +36,32 @@ _HOST = re.compile(
 
 
 @dataclass(frozen=True)
+class Dps:
+    """The provisioning service that gives the device its hub."""
+
+    id_scope: str
+    host: str = "global.azure-devices-provisioning.net"
+    registration_id: str | None = None
+    csr: bool = False  # ask it for a certificate
+
+    def check(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9-]{1,64}", self.id_scope):
+            raise OutpostError(f"{self.id_scope!r} is not an id scope, e.g. 0ne0000ABCD.")
+        if not _HOST.fullmatch(self.host):
+            raise OutpostError(f"{self.host!r} is not the host name of a provisioning service.")
+        if self.registration_id is not None and not re.fullmatch(
+            r"[A-Za-z0-9._:-]{1,128}", self.registration_id
+        ):
+            raise OutpostError(f"{self.registration_id!r} cannot be a registration id.")
+
+    def raw(self) -> dict[str, object]:
+        named = {"registration_id": self.registration_id} if self.registration_id else {}
+        return {"id_scope": self.id_scope, "host": self.host, "csr": self.csr, **named}
+
+
+@dataclass(frozen=True)
 class Settings:
-    """What goes into the device's config.json."""
+    """What goes into the device's config.json: with `dps` that gives the hub."""
 
     hub: str = "localhost"
     port: int = 8883
@@ -48,9 +71,13 @@ class Settings:
     record_size: RecordSize = "auto"
     suites: Literal["all", "ecc"] = "all"
     keepalive_s: int = 240
+    rotation_days: int = 0  # age at which the keys are due for others; 0 is never
+    dps: Dps | None = None
 
     def check(self) -> None:
         """Say in one sentence what the device would refuse, before it is built in."""
+        if self.dps is not None:
+            self.dps.check()
         if not _HOST.fullmatch(self.hub):
             raise OutpostError(
                 f"{self.hub!r} is not a host name: give the hub's name alone, no scheme, no port."
@@ -78,24 +105,27 @@ class Settings:
             raise OutpostError(
                 f"The keep-alive must be {agreed.KEEPALIVE_MIN_S} to {agreed.KEEPALIVE_MAX_S} s."
             )
+        if not 0 <= self.rotation_days <= 3650:
+            raise OutpostError("Keys are due after 1 to 3650 days, or never: 0.")
 
     def to_json(self) -> bytes:
         return json.dumps(
             {
-                "hub": self.hub,
+                **({"dps": self.dps.raw()} if self.dps else {"hub": self.hub}),
                 "port": self.port,
                 "wifi": {"ssid": self.wifi_ssid, "key": self.wifi_key},
                 "sntp": list(self.sntp),
                 "record_size": self.record_size,
                 "suites": self.suites,
                 "keepalive_s": self.keepalive_s,
+                **({"rotation_days": self.rotation_days} if self.rotation_days else {}),
             },
             indent=1,
         ).encode()
 
 
 def build_image(
-    device: Device | None,
+    device: Device | Identity | None,
     trust: Sequence[bytes],
     settings: Settings | None = None,
     *,
@@ -104,10 +134,12 @@ def build_image(
     app: Path | None = None,
     size_mib: int = 4,
     files: Mapping[str, bytes | None] | None = None,
+    nvs_keys: bytes | None = None,
 ) -> bytes:
     """The whole flash, as esptool would write it at offset 0 (the firmware itself aside).
 
     device        identity and keys; None leaves the identity out, as on an unprovisioned board
+    nvs_keys      64 bytes that the NVS is encrypted with; they go into a partition of their own
     trust         DER of each root
     build_time_s  Unix time that the device's clock floor starts from
     app           folder whose files take the place of, or join, boot.py and main.py
@@ -118,6 +150,8 @@ def build_image(
     if not agreed.UNIX_2000 <= build_time_s < agreed.UNIX_2000 + 2**31:
         raise OutpostError("The build time must be a Unix time from 2000 to 2068.")
     table = PartitionTable.for_size(size_mib)
+    if nvs_keys is not None:
+        table = table.with_nvs_keys(agreed.VFS_LABEL)
     content: dict[str, bytes] = {
         **software(library, app),
         agreed.CONFIG_PATH: settings.to_json(),
@@ -129,7 +163,11 @@ def build_image(
         else:
             content[path] = data
     flash = bytearray(b"\xff" * (size_mib << 20))
-    _place(flash, table["nvs"], nvs_partition(device, build_time_s, table["nvs"].size))
+    if nvs_keys is not None:
+        _place(flash, table["nvs_keys"], keys_partition(nvs_keys, table["nvs_keys"].size))
+    identity = Identity.of(device) if isinstance(device, Device) else device
+    nvs = nvs_partition(identity, build_time_s, table["nvs"].size, nvs_keys)
+    _place(flash, table["nvs"], nvs)
     _place(
         flash, table[agreed.VFS_LABEL], littlefs_partition(content, table[agreed.VFS_LABEL].size)
     )
@@ -141,30 +179,6 @@ def build_image(
 def _place(flash: bytearray, partition: Partition, content: bytes) -> None:
     assert len(content) == partition.size, partition
     flash[partition.offset : partition.end] = content
-
-
-def nvs_partition(device: Device | None, build_time_s: int, size: int) -> bytes:
-    """NVS as Espressif's own generator writes it, in format version 2."""
-    # Slow to import, and says so little: only where an image is built.
-    from esp_idf_nvs_partition_gen import nvs_partition_gen as nvs
-
-    out = io.BytesIO()
-    # The generator adds the page that NVS keeps free to what it is told.
-    store = nvs.nvs_open(out, size - BLOCK_BYTES, version=nvs.Page.VERSION2)
-    nvs.write_entry(store, agreed.NVS_NAMESPACE, "namespace", "", "")
-    if device is not None:
-        for key, text in (
-            (agreed.NVS_DEVICE_ID, device.device_id),
-            (agreed.NVS_KEY_PRIMARY, device.primary_key),
-            (agreed.NVS_KEY_SECONDARY, device.secondary_key),
-        ):
-            # "base64" is the generator's word for a blob: it stores what this decodes to.
-            blob = base64.b64encode(text.encode()).decode()
-            nvs.write_entry(store, key, "data", "base64", blob)
-    floor = str(build_time_s - agreed.UNIX_2000)
-    nvs.write_entry(store, agreed.NVS_TIME_FLOOR, "data", "i32", floor)
-    nvs.nvs_close(store)
-    return out.getvalue()
 
 
 def littlefs_partition(files: Mapping[str, bytes], size: int) -> bytes:

@@ -7,6 +7,7 @@ turns the SDK's errors into one sentence each; it never prints a key.
 
 import contextlib
 import datetime as dt
+import itertools
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -125,6 +126,21 @@ class Operator:
                 made = self._sdk.update_device_with_certificate_authority(name, etag, status)
         return made.serialize(keep_readonly=True)
 
+    def authenticate(
+        self, device: dict[str, Any], auth: str, first: str, second: str, status: str
+    ) -> dict[str, Any]:
+        """Write a device back that was read, with another way to prove itself (as for `add`)."""
+        device_id, etag = device["deviceId"], device["etag"]
+        sdk, name = self._sdk, quote_id(device_id)
+        with self._asking(device_id):
+            if auth == "sas":
+                made = sdk.update_device_with_sas(name, etag, first, second, status)
+            elif auth == "selfSigned":
+                made = sdk.update_device_with_x509(name, etag, first, second or None, status)
+            else:
+                made = sdk.update_device_with_certificate_authority(name, etag, status)
+        return made.serialize(keep_readonly=True)
+
     def remove(self, device_id: str) -> None:
         with self._asking(device_id):
             self._sdk.delete_device(quote_id(device_id))
@@ -132,10 +148,10 @@ class Operator:
     def bulk(self, entries: Iterable[Mapping[str, Any]]) -> dict[str, str]:
         """Bulk entries in IoT Hub's form, a hundred at a time; gives what was refused, by id."""
         refused: dict[str, str] = {}
-        waiting = [ExportImportDevice.deserialize(dict(entry)) for entry in entries]
-        for at in range(0, len(waiting), PAGE):
+        waiting = (ExportImportDevice.deserialize(dict(entry)) for entry in entries)
+        while page := list(itertools.islice(waiting, PAGE)):
             with self._asking():
-                result = self._sdk.bulk_create_or_update_devices(waiting[at : at + PAGE])
+                result = self._sdk.bulk_create_or_update_devices(page)
             for error in result.errors or []:
                 refused[error.device_id] = str(error.error_status or error.error_code)
         return refused
@@ -198,7 +214,7 @@ class Operator:
             f"iothub-app-{quote(name, safe='')}": quote(value, safe="")
             for name, value in message.properties.items()
         }
-        path = f"/devices/{quote(device_id, safe='')}/messages/devicebound?{API}"
+        path = f"/devices/{quote(quote_id(device_id), safe='')}/messages/devicebound?{API}"
         answer = self._own_route("POST", path, device_id, data=message.body, headers=headers)
         with contextlib.suppress(ValueError, AttributeError):
             return str(answer.json().get("messageId") or message.message_id or "")
@@ -247,7 +263,7 @@ class Operator:
             stream=True,
         )
         with contextlib.closing(answer), _in_a_sentence(self.connection.host):
-            for line in answer.iter_lines(chunk_size=1):
+            for line in answer.iter_lines(chunk_size=None):
                 if line:
                     yield json.loads(line)
 
@@ -264,7 +280,7 @@ class Operator:
                 f"https://{connection.host}{path}",
                 headers=headers,
                 verify=str(connection.roots) if connection.roots else True,
-                timeout=(PATIENCE_S, None if stream else PATIENCE_S),
+                timeout=PATIENCE_S,
                 stream=stream,
                 allow_redirects=False,
                 **content,
@@ -296,6 +312,10 @@ class Operator:
 
 def quote_id(device_id: str) -> str:
     """The SDK quotes what goes into a path itself; only what it cannot take is refused here."""
+    if device_id in (".", ".."):
+        raise OutpostError(
+            f"The id {device_id!r} cannot stand in an HTTPS address: choose another id."
+        )
     if not device_id or "/" in device_id:
         raise OutpostError(f"{device_id!r} is not a device id.")
     return device_id

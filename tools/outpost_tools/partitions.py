@@ -8,7 +8,7 @@ import hashlib
 import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from outpost_tools.errors import OutpostError
@@ -158,6 +158,24 @@ class PartitionTable:
                     f"{self.source}: partition {p.name!r} ends at {p.end:#x}, beyond the flash "
                     f"of {flash_bytes >> 20} MiB."
                 )
+
+    def with_nvs_keys(self, giver: str) -> "PartitionTable":
+        """The table with a partition for the keys of NVS encryption: the last sector of `giver`.
+
+        Its flag says that flash encryption, where it is on, covers it.
+        """
+        given = self[giver]
+        keys = Partition(
+            "nvs_keys",
+            TYPES["data"],
+            SUBTYPES[1]["nvs_keys"],
+            given.end - SECTOR_BYTES,
+            SECTOR_BYTES,
+            FLAGS["encrypted"],
+        )
+        rest = replace(given, size=given.size - SECTOR_BYTES)
+        rows = [rest if p is given else p for p in self.partitions]
+        return PartitionTable([*rows, keys], self.source)
 
     def to_binary(self) -> bytes:
         """The table as it lies in flash, padded to its whole region of 0xc00 bytes."""

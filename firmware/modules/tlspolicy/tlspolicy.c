@@ -7,10 +7,8 @@
 // the server verified and named, and the record size that was asked for.
 //
 // It owns one small record per connection and per context (C heap, freed with them), the
-// settings, the providers of roots, the facts of the last handshake and the counters of the TLS
-// stack's memory. It uses mbedtls's public interface alone. The only thing of its own in the
-// MicroPython heap are the providers, and their finaliser takes them out at a soft reset:
-// nothing is left dangling.
+// settings, the facts of the last handshake and the counters of the TLS stack's memory. It uses
+// mbedtls's public interface alone, and keeps nothing in the MicroPython heap.
 //
 // How a record size becomes small buffers, and why that is safe with every server:
 //  1. A connection that asks for a size begins with a small receive buffer.
@@ -22,10 +20,6 @@
 //     goes on with the bytes that were kept. The server notices nothing.
 //  4. mbedtls shrinks its buffers at the end of a handshake to the size that was *asked*
 //     for. When the server did not agree, the size is taken back before that step.
-//
-// Roots on demand: where a provider is set, mbedtls asks here for the issuer of each certificate
-// of the chain. The provider's roots are read one after the other, and only one that can be that
-// issuer stays in memory until the next question; after the handshake none does.
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -63,32 +57,12 @@
 #define REST_OUT (512)
 
 #define CONNECTION_MAGIC (0x4f545031u)
-#define MAX_ROOTS (16)
 #define KEPT_BYTES (320)
 #define RANDOM_BYTES (80)
 
 // Sizes of buffers and limits that mbedtls reads instead of constants (tlspolicy_config.h).
 size_t tlspolicy_in_length = FULL_IN;
 size_t tlspolicy_out_length = REST_OUT;
-
-// What the server said first, followed byte by byte.
-typedef struct {
-    uint8_t record[5];          // header of the record being read
-    uint8_t record_have;
-    uint16_t record_left;
-    uint8_t message[4];         // header of the handshake message being read
-    uint8_t message_have;
-    uint32_t message_left;
-    uint32_t at;                // offset in the body of the ServerHello
-    uint32_t extensions_at;     // where its extensions begin, once known
-    uint8_t extension[4];
-    uint8_t extension_have;
-    uint16_t extension_left;
-    uint8_t echoed;             // code of max_fragment_length, 0: not echoed
-    uint32_t certificate_size;
-    bool hello_seen;
-    bool done;
-} hello_t;
 
 typedef enum { SENDING_HELLO, READING_HELLO, SENDING_AGAIN, HANDING_OVER, PASSING } stage_t;
 
@@ -98,7 +72,7 @@ typedef struct {
     uint16_t grow;              // set up again with this much room, then go on; 0: no need
     bool server_changed_cipher;
     bool server_finished;
-    hello_t hello;
+    tlspolicy_hello_t hello;
     uint8_t kept[KEPT_BYTES];   // read from the server, not yet given to mbedtls
     uint16_t kept_have;
     uint16_t kept_given;
@@ -122,23 +96,11 @@ typedef struct {
     volatile mp_obj_t *raised;  // where step() keeps what the provider or the signer raised
     uint8_t out_record[5];      // header of the record being sent in pieces
     bool changed_cipher;        // ours: what is sent from here on is encrypted
+    bool in_record;             // the socket took a part of the record before: this is its rest
     uint16_t out_left;          // of that record, not yet taken
     uint8_t *piece;             // a record with a part of it: 5 bytes and what was agreed
     uint16_t piece_have, piece_sent;
 } handshake_t;
-
-// What gives the roots: a Python callable, in the MicroPython heap. It stays in the list while
-// it is in force or a connection that was set up with it may still ask.
-typedef struct _tlspolicy_provider_t {
-    mp_obj_base_t base;
-    mp_obj_t callable;
-    struct _tlspolicy_provider_t *next;
-    uint16_t users;
-    bool in_force;
-    bool listed;
-} provider_t;
-
-MP_REGISTER_ROOT_POINTER(struct _tlspolicy_provider_t *tlspolicy_providers);
 
 // What Python code set on a context.
 typedef struct _context_t {
@@ -161,7 +123,7 @@ typedef struct {
     mbedtls_ssl_recv_t *recv;
     void *bio;
     handshake_t *handshake;
-    provider_t *provider;       // NULL: the context's own roots; kept until the handshake ends
+    tlspolicy_provider_t *provider; // NULL: the context's own roots; kept until the handshake ends
     tlspolicy_own_t *own;       // NULL: the context's own certificate, if any
     int refused;                // nonzero: every further call answers this
     uint16_t asked;             // 0: none
@@ -318,108 +280,12 @@ static bool suite_allowed(int suite) {
     return false;
 }
 
-// ------------------------------------------------------------------------- roots on demand
-
 static context_t *context_of(const mbedtls_ssl_config *conf) {
     context_t *context = contexts;
     while (context != NULL && context->conf != conf) {
         context = context->next;
     }
     return context;
-}
-
-static provider_t *provider_in_force(void) {
-    provider_t *p = MP_STATE_VM(tlspolicy_providers);
-    while (p != NULL && !p->in_force) {
-        p = p->next;
-    }
-    return p;
-}
-
-// Takes a provider that nobody needs out of the list, so that it can be collected. This may run
-// inside a collection (a connection's finaliser), so it only moves pointers.
-static void unlist_unused(provider_t *provider) {
-    if (provider->in_force || provider->users > 0) {
-        return;
-    }
-    provider_t **at = &MP_STATE_VM(tlspolicy_providers);
-    while (*at != NULL) {
-        if (*at == provider) {
-            *at = provider->next;
-            provider->next = NULL;
-            provider->listed = false;
-            return;
-        }
-        at = &(*at)->next;
-    }
-}
-
-static void use_provider(connection_t *c, provider_t *provider) {
-    c->provider = provider;
-    if (provider != NULL) {
-        ++provider->users;
-    }
-}
-
-static void release_provider(connection_t *c) {
-    provider_t *provider = c->provider;
-    c->provider = NULL;
-    // At a soft reset the providers may be gone before the connections.
-    if (provider != NULL && MP_STATE_VM(tlspolicy_providers) != NULL) {
-        --provider->users;
-        unlist_unused(provider);
-    }
-}
-
-// Whether this certificate can have issued `child`, by name and, where both tell it, by key.
-static bool may_have_issued(const mbedtls_x509_crt *root, const mbedtls_x509_crt *child) {
-    const mbedtls_x509_buf *issuer = &child->issuer_raw, *subject = &root->subject_raw;
-    if (issuer->len != subject->len || memcmp(issuer->p, subject->p, issuer->len) != 0) {
-        return false;
-    }
-    const mbedtls_x509_buf *wanted = &child->authority_key_id.keyIdentifier;
-    const mbedtls_x509_buf *own = &root->subject_key_id;
-    return wanted->len == 0 || own->len == 0
-           || (wanted->len == own->len && memcmp(wanted->p, own->p, own->len) == 0);
-}
-
-static void free_roots(mbedtls_x509_crt *roots) {
-    mbedtls_x509_crt_free(roots);
-    mbedtls_free(roots);
-}
-
-// Asks the provider for all its roots, and adds to *found each that may have issued `child`.
-// Raises what the provider raises, and where it gives something that is not a certificate.
-static void walk_roots(mp_obj_t provider, const mbedtls_x509_crt *child, mbedtls_x509_crt **found) {
-    mp_obj_t roots = mp_getiter(mp_call_function_0(provider), NULL);
-    mp_obj_t item;
-    for (int count = 1; (item = mp_iternext(roots)) != MP_OBJ_STOP_ITERATION; ++count) {
-        if (count > MAX_ROOTS) {
-            mp_raise_ValueError(MP_ERROR_TEXT("more than 16 trusted roots"));
-        }
-        mp_buffer_info_t der;
-        mp_get_buffer_raise(item, &der, MP_BUFFER_READ);
-        mbedtls_x509_crt *root = mbedtls_calloc(1, sizeof(*root));
-        if (root == NULL) {
-            mp_raise_OSError(MP_ENOMEM);
-        }
-        mbedtls_x509_crt_init(root);
-        int ret = mbedtls_x509_crt_parse_der(root, der.buf, der.len);
-        if (ret == 0 && may_have_issued(root, child)) {
-            while (*found != NULL) {
-                found = &(*found)->next;
-            }
-            *found = root;
-            continue;
-        }
-        free_roots(root);
-        if (ret != 0 && tlspolicy_out_of_memory(ret)) {
-            mp_raise_OSError(MP_ENOMEM);
-        }
-        if (ret != 0) {
-            mp_raise_ValueError(MP_ERROR_TEXT("a trusted root cannot be read"));
-        }
-    }
 }
 
 // ------------------------------------------------------------------------- the connection
@@ -489,7 +355,7 @@ static int find_roots(void *unused, const mbedtls_x509_crt *child, mbedtls_x509_
     leave();
     nlr_buf_t nlr;
     if (nlr_push(&nlr) == 0) {
-        walk_roots(c->provider->callable, child, found);
+        tlspolicy_walk_roots(c->provider, child, found);
         nlr_pop();
     } else {
         // It goes on its way once mbedtls has come back: see step().
@@ -501,7 +367,7 @@ static int find_roots(void *unused, const mbedtls_x509_crt *child, mbedtls_x509_
         ret = MBEDTLS_ERR_X509_FATAL_ERROR;
     }
     if (ret != 0) {
-        free_roots(*found);
+        tlspolicy_free_roots(*found);
         *found = NULL;
     }
     return ret;
@@ -547,7 +413,8 @@ static void end_handshake(connection_t *c) {
         mbedtls_free(c->handshake);
         c->handshake = NULL;
     }
-    release_provider(c);
+    tlspolicy_provider_release(c->provider);
+    c->provider = NULL;
 }
 
 static void keep_facts(connection_t *c, int error) {
@@ -583,88 +450,6 @@ static int fail(connection_t *c, int error) {
     end_handshake(c);
     c->refused = error;
     return error;
-}
-
-// --------------------------------------------------------------- what the server says first
-
-// One byte of the body of a ServerHello.
-static void hello_byte(hello_t *hello, uint8_t byte) {
-    uint32_t at = hello->at++;
-    if (at == 34) {
-        // After version and random: a session id of `byte` bytes, the suite, the compression.
-        hello->extensions_at = 35 + byte + 3;
-    }
-    if (hello->extensions_at == 0 || at < hello->extensions_at + 2) {
-        return;
-    }
-    if (hello->extension_have < 4) {
-        hello->extension[hello->extension_have++] = byte;
-        if (hello->extension_have == 4) {
-            hello->extension_left = hello->extension[2] << 8 | hello->extension[3];
-            if (hello->extension_left == 0) {
-                hello->extension_have = 0;
-            }
-        }
-        return;
-    }
-    if (hello->extension[0] == 0 && hello->extension[1] == MBEDTLS_TLS_EXT_MAX_FRAGMENT_LENGTH) {
-        hello->echoed = byte;
-    }
-    if (--hello->extension_left == 0) {
-        hello->extension_have = 0;
-    }
-}
-
-static void hello_message_begins(hello_t *hello) {
-    const uint8_t *m = hello->message;
-    hello->message_left = (uint32_t)m[1] << 16 | (uint32_t)m[2] << 8 | m[3];
-    if (!hello->hello_seen) {
-        // Anything but a ServerHello here is for mbedtls to refuse.
-        hello->done = m[0] != MBEDTLS_SSL_HS_SERVER_HELLO;
-    } else {
-        if (m[0] == MBEDTLS_SSL_HS_CERTIFICATE) {
-            hello->certificate_size = hello->message_left + 4;
-        }
-        hello->done = true;
-    }
-}
-
-static void hello_take(hello_t *hello, uint8_t byte) {
-    if (hello->record_left == 0) {
-        hello->record[hello->record_have++] = byte;
-        if (hello->record_have == sizeof(hello->record)) {
-            hello->record_have = 0;
-            hello->record_left = hello->record[3] << 8 | hello->record[4];
-            if (hello->record[0] != MBEDTLS_SSL_MSG_HANDSHAKE || hello->record_left == 0) {
-                hello->done = true;
-            }
-        }
-        return;
-    }
-    --hello->record_left;
-    if (hello->message_have < sizeof(hello->message)) {
-        hello->message[hello->message_have++] = byte;
-        if (hello->message_have == sizeof(hello->message)) {
-            hello_message_begins(hello);
-        }
-    } else {
-        --hello->message_left;
-        hello_byte(hello, byte);
-    }
-    if (hello->message_have == sizeof(hello->message) && hello->message_left == 0) {
-        hello->hello_seen = true;
-        hello->message_have = 0;
-    }
-}
-
-// How many bytes can be read next without reading past what is looked for.
-static size_t hello_wants(const hello_t *hello) {
-    if (hello->record_left == 0) {
-        return sizeof(hello->record) - hello->record_have;
-    }
-    size_t wants = hello->message_have < sizeof(hello->message)
-        ? sizeof(hello->message) - hello->message_have : hello->message_left;
-    return wants < hello->record_left ? wants : hello->record_left;
 }
 
 // ------------------------------------------------------------------- between mbedtls and socket
@@ -727,7 +512,7 @@ static void watch(handshake_t *h, const unsigned char *bytes, size_t len) {
 // Reads what the server says first, and settles what the connection needs.
 static int read_hello(connection_t *c, handshake_t *h) {
     while (!h->hello.done && h->kept_have < KEPT_BYTES) {
-        size_t wants = hello_wants(&h->hello);
+        size_t wants = tlspolicy_hello_wants(&h->hello);
         if (wants > (size_t)(KEPT_BYTES - h->kept_have)) {
             wants = KEPT_BYTES - h->kept_have;
         }
@@ -736,7 +521,7 @@ static int read_hello(connection_t *c, handshake_t *h) {
             return got;
         }
         for (int i = 0; i < got; ++i) {
-            hello_take(&h->hello, h->kept[h->kept_have++]);
+            tlspolicy_hello_take(&h->hello, h->kept[h->kept_have++]);
         }
     }
     bool echoed = c->asked != 0 && h->hello.echoed == size_code(c->asked);
@@ -832,7 +617,7 @@ static bool needs_pieces(connection_t *c, handshake_t *h, const unsigned char *b
     if (h->out_left > 0) {
         return true;
     }
-    if (c->granted == 0 || h->changed_cipher || len < 5) {
+    if (c->granted == 0 || h->changed_cipher || h->in_record || len < 5) {
         return false;
     }
     if (buf[0] == MBEDTLS_SSL_MSG_CHANGE_CIPHER_SPEC) {
@@ -862,6 +647,7 @@ static int bio_send(void *context, const unsigned char *buf, size_t len) {
     int ret = socket_send(c, buf, len);
     if (h != NULL && ret > 0) {
         h->tx += ret;
+        h->in_record = (size_t)ret < len;
     }
     return ret;
 }
@@ -1065,7 +851,7 @@ int __wrap_mbedtls_ssl_setup(mbedtls_ssl_context *ssl, const mbedtls_ssl_config 
         mbedtls_free(c);
         return ret;
     }
-    use_provider(c, provider_in_force());
+    c->provider = tlspolicy_provider_take();
     mbedtls_ssl_set_user_data_p(ssl, c);
     mbedtls_ssl_set_verify(ssl, certificate_seen, c);
     return 0;
@@ -1361,52 +1147,6 @@ void board_cheap_counts(size_t *now, size_t *peak) {
 #endif
 
 // ------------------------------------------------------------------------- the Python module
-
-// At a soft reset, when the whole heap is swept: nothing may be kept of it.
-static mp_obj_t provider_del(mp_obj_t self) {
-    const provider_t *provider = MP_OBJ_TO_PTR(self);
-    if (provider->listed) {
-        MP_STATE_VM(tlspolicy_providers) = NULL;
-    }
-    return mp_const_none;
-}
-static MP_DEFINE_CONST_FUN_OBJ_1(provider_del_obj, provider_del);
-
-static const mp_rom_map_elem_t provider_locals_table[] = {
-    { MP_ROM_QSTR(MP_QSTR___del__), MP_ROM_PTR(&provider_del_obj) },
-};
-static MP_DEFINE_CONST_DICT(provider_locals, provider_locals_table);
-
-static MP_DEFINE_CONST_OBJ_TYPE(
-    provider_type, MP_QSTR_roots, MP_TYPE_FLAG_NONE, locals_dict, &provider_locals);
-
-static mp_obj_t tlspolicy_roots(size_t n_args, const mp_obj_t *args) {
-    provider_t *now = provider_in_force();
-    if (n_args == 0) {
-        return now != NULL ? now->callable : mp_const_none;
-    }
-    if (args[0] != mp_const_none && !mp_obj_is_callable(args[0])) {
-        mp_raise_TypeError(MP_ERROR_TEXT("roots must be a callable or None"));
-    }
-    provider_t *next = NULL;
-    if (args[0] != mp_const_none) {
-        next = mp_obj_malloc_with_finaliser(provider_t, &provider_type);
-        next->callable = args[0];
-        next->users = 0;
-        next->in_force = true;
-        next->listed = true;
-    }
-    if (now != NULL) {
-        now->in_force = false;
-        unlist_unused(now);
-    }
-    if (next != NULL) {
-        next->next = MP_STATE_VM(tlspolicy_providers);
-        MP_STATE_VM(tlspolicy_providers) = next;
-    }
-    return args[0];
-}
-static MP_DEFINE_CONST_FUN_OBJ_VAR_BETWEEN(tlspolicy_roots_obj, 0, 1, tlspolicy_roots);
 
 static mp_obj_t size_or_none(uint16_t size) {
     return size == 0 ? mp_const_none : MP_OBJ_NEW_SMALL_INT(size);

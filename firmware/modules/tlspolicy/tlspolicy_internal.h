@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 // What the parts of tlspolicy share.
 //
-// tlspolicy.c          the floor, the record size, the roots, the handshake
+// tlspolicy.c          the floor, the record size, the handshake
+// tlspolicy_hello.c    what the server says first
+// tlspolicy_roots.c    what gives the trusted roots
 // tlspolicy_client.c   the client's certificate and who signs for it
 // tlspolicy_keys.c     the keys of the device: what Python may ask of them
 // tlspolicy_ec.c       P-256: signatures, shared secrets, points
@@ -36,6 +38,45 @@
 #define TLSPOLICY_DATE_BYTES (14)
 // The longest thing written here: a self-signed certificate with the longest name in it twice.
 #define TLSPOLICY_DER_BYTES (768)
+
+// ---- tlspolicy_hello.c
+
+// What the server said first, followed byte by byte.
+typedef struct {
+    uint8_t record[5];          // header of the record being read
+    uint8_t record_have;
+    uint16_t record_left;
+    uint8_t message[4];         // header of the handshake message being read
+    uint8_t message_have;
+    uint32_t message_left;
+    uint32_t at;                // offset in the body of the ServerHello
+    uint32_t extensions_at;     // where its extensions begin, once known
+    uint8_t extension[4];
+    uint8_t extension_have;
+    uint16_t extension_left;
+    uint8_t echoed;             // code of max_fragment_length, 0: not echoed
+    uint32_t certificate_size;
+    bool hello_seen;
+    bool done;
+} tlspolicy_hello_t;
+
+void tlspolicy_hello_take(tlspolicy_hello_t *hello, uint8_t byte);
+// How many bytes can be read next without reading past what is looked for.
+size_t tlspolicy_hello_wants(const tlspolicy_hello_t *hello);
+
+// ---- tlspolicy_roots.c
+
+typedef struct _tlspolicy_provider_t tlspolicy_provider_t;
+
+// The one in force, for a connection to keep until it releases it; NULL: none.
+tlspolicy_provider_t *tlspolicy_provider_take(void);
+void tlspolicy_provider_release(tlspolicy_provider_t *provider);
+// Asks the provider for all its roots, and adds to *found each that may have issued `child`.
+// Raises what the provider raises, and where it gives something that is not a certificate.
+void tlspolicy_walk_roots(tlspolicy_provider_t *provider, const mbedtls_x509_crt *child,
+    mbedtls_x509_crt **found);
+void tlspolicy_free_roots(mbedtls_x509_crt *roots);
+MP_DECLARE_CONST_FUN_OBJ_VAR_BETWEEN(tlspolicy_roots_obj);
 
 // ---- tlspolicy_store.c
 

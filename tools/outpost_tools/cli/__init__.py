@@ -9,7 +9,21 @@ from typing import Annotated
 import typer
 
 from outpost_tools import __version__
-from outpost_tools.cli import boards, devices, enrol, hub, service, tokens, trust
+from outpost_tools.cli import (
+    authority,
+    boards,
+    born,
+    devices,
+    enrol,
+    factory,
+    hub,
+    provision,
+    rotate,
+    service,
+    sign,
+    tokens,
+    trust,
+)
 from outpost_tools.cli.common import app
 
 
@@ -32,4 +46,20 @@ def main() -> None:
     app()
 
 
-__all__ = ["app", "boards", "devices", "enrol", "hub", "main", "service", "tokens", "trust"]
+__all__ = [
+    "app",
+    "authority",
+    "boards",
+    "born",
+    "devices",
+    "enrol",
+    "factory",
+    "hub",
+    "main",
+    "provision",
+    "rotate",
+    "service",
+    "sign",
+    "tokens",
+    "trust",
+]

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from outpost_tools import agreed
 from outpost_tools.cli.common import (
     ChainName,
     DataOption,
@@ -51,6 +52,13 @@ def heapsize_of(text: str | None) -> str | None:
     if text is not None and text.isdigit() and int(text) < 4096:
         raise OutpostError(f"{text} bytes are too few for a heap: at least 4K.")
     return text
+
+
+_KEYS_SAID = {
+    "symmetric": "It holds the device's keys.",
+    "x509": "It holds the device's key and certificate; a key that a board makes itself is better.",
+    "born": "It holds no key: the board makes its own; then run `outpost provision`.",
+}
 
 
 def record_size_of(text: str) -> Any:
@@ -106,14 +114,56 @@ def image(
             help="Build time, where the device's clock floor starts.  [now]",
         ),
     ] = None,
+    born: Annotated[
+        bool,
+        typer.Option(
+            "--born", help="No key in the image: the board makes its own; see `outpost provision`."
+        ),
+    ] = False,
+    certificate: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Its certificate chain, with --key: the weaker way."),
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The certificate's private key, PEM.")
+    ] = None,
+    seal_key: Annotated[
+        bool,
+        typer.Option(
+            "--seal-key",
+            help="For a stock MicroPython: a key that new secrets can be sealed to (rotation).",
+        ),
+    ] = False,
+    rotation_days: Annotated[
+        int, typer.Option(metavar="DAYS", help="Age at which its keys are due; 0 is never.")
+    ] = 0,
+    encrypt_nvs: Annotated[
+        bool, typer.Option("--encrypt-nvs", help="Encrypt the NVS; its keys get a partition.")
+    ] = False,
+    dps: Annotated[
+        str | None,
+        typer.Option(metavar="ID-SCOPE", help="Ask the provisioning service for the hub."),
+    ] = None,
+    dps_host: Annotated[
+        str, typer.Option(metavar="HOST", help="The provisioning service.")
+    ] = "global.azure-devices-provisioning.net",
+    registration_id: Annotated[
+        str | None, typer.Option(metavar="ID", help="What DPS knows it by.  [the device's id]")
+    ] = None,
+    dps_csr: Annotated[
+        bool, typer.Option("--dps-csr", help="Let DPS issue a certificate for the board's key.")
+    ] = False,
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Build the flash image of one device: its keys, configuration, roots and software."""
     from outpost_tools import roots
-    from outpost_tools.image import DEFAULT_SNTP, Settings, build_image
+    from outpost_tools.fleet import Fleet
+    from outpost_tools.image import DEFAULT_SNTP, Dps, Settings, build_image
+    from outpost_tools.nvsimage import Identity, new_keys
     from outpost_tools.pki import DevCA
-    from outpost_tools.registry import Registry
+    from outpost_tools.registry import Registry, check_device_id
+    from outpost_tools.signing import Signers, sealed_key
 
     folder = data_dir(data)
     ssid, _, wifi_key = wifi.partition(":")
@@ -131,27 +181,47 @@ def image(
         record_size=record_size_of(record_size),
         suites=suites.value,
         keepalive_s=keepalive,
+        rotation_days=rotation_days,
+        dps=Dps(dps, dps_host, registration_id, dps_csr) if dps else None,
     )
     settings.check()
-    with Registry(folder) as registry:
-        device = registry.get(device_id)
+    if (certificate is None) != (key is None) or (born and certificate is not None):
+        raise OutpostError("An image takes --certificate and --key together, or --born, or none.")
+    check_device_id(device_id)
+    if certificate is not None and key is not None:
+        device = Identity.with_certificate(device_id, certificate, key)
+    elif born:
+        device = Identity(device_id)
+    else:
+        with Registry(folder) as registry:
+            device = Identity.of(registry.get(device_id))
     if root:
         trust, trusted = roots.choose(root), root
     elif DevCA.exists(folder):
         trust, trusted = DevCA(folder).roots_der(), ["development CA"]
     else:
         trust, trusted = roots.choose(["azure"]), ["azure"]
+    point = None
+    if seal_key:
+        device, point = sealed_key(device)
+    with Fleet(folder) as fleet:
+        signers = Signers(folder).for_devices(fleet.name)
     content = build_image(
         device,
         trust,
         settings,
+        files={agreed.SIGNERS_PATH: signers} if signers else None,
         build_time_s=int(time.time()) if build_time is None else build_time,
         library=library.value,
         app=app_dir,
         size_mib=size,
+        nvs_keys=new_keys() if encrypt_nvs else None,
     )
     path = output or Path(f"{device_id}.bin")
     write_whole(path, content)
+    if point is not None:
+        with Fleet(folder) as fleet:
+            fleet.remember(device_id, born=point, made_on="host", replace=True)
     if as_json:
         print_json(
             {
@@ -161,12 +231,15 @@ def image(
                 "hub": hub,
                 "port": port,
                 "roots": trusted,
+                "keys": device.holds,
+                "nvs_encrypted": encrypt_nvs,
             }
         )
     else:
+        place = f"provisioning service {dps_host}" if dps else f"hub {hub}:{port}"
         typer.echo(
-            f"{path}: {len(content) >> 20} MiB for {device_id}, hub {hub}:{port}, "
-            f"roots: {', '.join(trusted)}. It holds the device's keys."
+            f"{path}: {len(content) >> 20} MiB for {device_id}, {place}, "
+            f"roots: {', '.join(trusted)}. {_KEYS_SAID[device.holds]}"
         )
 
 

@@ -112,3 +112,12 @@ def _stop_writing() -> None:
 
 def print_json(content: Any) -> None:
     typer.echo(json.dumps(content))
+
+
+def answer(as_json: bool, content: Any, *lines: str) -> None:
+    """What a command has to say: for a program, or line by line for a person."""
+    if as_json:
+        print_json(content)
+    else:
+        for line in lines:
+            typer.echo(line)

@@ -16,6 +16,7 @@ from outpost_tools.cli.common import (
     DeviceArgument,
     JsonOption,
     Which,
+    answer,
     group,
     print_json,
 )
@@ -181,10 +182,7 @@ def _set_status(
 
     with open_book(connection, data_dir(data)) as book:
         row = book.set_status(device_id, status)
-    if as_json:
-        print_json(row)
-    else:
-        typer.echo(f"Device {device_id} is {row['status']}.")
+    answer(as_json, row, f"Device {device_id} is {row['status']}.")
 
 
 @device_app.command("disable", epilog="Example: outpost device disable pump-7")
@@ -243,10 +241,7 @@ def device_remove(
 
     with open_book(connection, data_dir(data)) as book:
         book.remove(device_id)
-    if as_json:
-        print_json({"device": device_id, "removed": True})
-    else:
-        typer.echo(f"Device {device_id} is removed.")
+    answer(as_json, {"device": device_id, "removed": True}, f"Device {device_id} is removed.")
 
 
 @device_app.command("import", epilog="Example: outpost device import fleet.jsonl --mode create")
@@ -262,12 +257,19 @@ def device_import(
     as_json: JsonOption = False,
 ) -> None:
     """Take devices from a file in IoT Hub's bulk form. All lines are checked before the first."""
+    from rich.console import Console
+    from rich.progress import track
+
     from outpost_tools import bulk
     from outpost_tools.books import open_book
 
     entries = bulk.read(_lines(file), mode.value)
     with open_book(connection, data_dir(data)) as book:
-        refused = book.take(entries)
+        refused = book.take(
+            track(entries, "Importing", console=Console(stderr=True), transient=True)
+            if sys.stderr.isatty()
+            else entries
+        )
     if as_json:
         print_json({"taken": len(entries) - len(refused), "refused": refused})
     else:
@@ -279,12 +281,16 @@ def device_import(
 
 
 def _lines(file: Path) -> Iterator[str]:
+    from outpost_tools.bulk import LINE_MAX_CHARS
+
     try:
         if str(file) == "-":
             yield from sys.stdin
         else:
             with file.open(encoding="utf-8") as lines:
-                yield from lines
+                # A line without an end is not read whole: bulk says that it is too long.
+                while line := lines.readline(LINE_MAX_CHARS + 2):
+                    yield line
     except UnicodeDecodeError:
         raise OutpostError(f"{file} is not text in UTF-8.") from None
     except OSError as why:

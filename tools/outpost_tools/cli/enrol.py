@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from outpost_tools.cli.common import DataOption, JsonOption, group, print_json
+from outpost_tools.cli.common import DataOption, JsonOption, answer, group, print_json
 from outpost_tools.errors import OutpostError
 from outpost_tools.paths import data_dir, write_whole
 
@@ -100,10 +100,11 @@ def enrol_new(
         scope = enrolments.id_scope
     if keys_to is not None and enrolment.attestation == "symmetricKey":
         _write_keys(keys_to, scope, name, enrolment.keys)
-    if as_json:
-        print_json(enrolment.to_json() | {"idScope": scope})
-    else:
-        typer.echo(f"{name} is enrolled; its devices use the id scope {scope}.")
+    answer(
+        as_json,
+        enrolment.to_json() | {"idScope": scope},
+        f"{name} is enrolled; its devices use the id scope {scope}.",
+    )
 
 
 def _attestation(files: list[Path], is_group: bool) -> dict[str, Any]:
@@ -170,10 +171,7 @@ def enrol_show(
             raise OutpostError(f"{name} is enrolled with a certificate: it has no keys.")
         _write_keys(keys_to, scope, name, enrolment.keys)
     shown = enrolment.to_json() | {"registrations": [r.to_json() for r in registrations]}
-    if as_json:
-        print_json(shown)
-    else:
-        typer.echo(json.dumps(shown, indent=2, ensure_ascii=False))
+    answer(as_json, shown, json.dumps(shown, indent=2, ensure_ascii=False))
 
 
 def _set_status(name: str, status: str, is_group: bool, data: Path | None, as_json: bool) -> None:
@@ -181,10 +179,7 @@ def _set_status(name: str, status: str, is_group: bool, data: Path | None, as_js
 
     with Enrolments(data_dir(data)) as enrolments:
         enrolment = enrolments.set_status(name, status, is_group)
-    if as_json:
-        print_json(enrolment.to_json())
-    else:
-        typer.echo(f"The enrolment {name} is {status}.")
+    answer(as_json, enrolment.to_json(), f"The enrolment {name} is {status}.")
 
 
 @enrol_app.command("disable", epilog="Example: outpost enrol disable pumps --group")
@@ -221,10 +216,7 @@ def enrol_remove(
 
     with Enrolments(data_dir(data)) as enrolments:
         enrolments.remove(name, is_group)
-    if as_json:
-        print_json({"enrolment": name, "removed": True})
-    else:
-        typer.echo(f"The enrolment {name} is removed.")
+    answer(as_json, {"enrolment": name, "removed": True}, f"The enrolment {name} is removed.")
 
 
 @enrol_app.command("key", epilog="Example: outpost enrol key pumps pump-7 -o pump-7.json")
@@ -239,7 +231,8 @@ def enrol_key(
     as_json: JsonOption = False,
 ) -> None:
     """Derive the keys of one device of a group, into a file."""
-    from outpost_tools.enrolments import Enrolments, check_registration_id, derive_key
+    from outpost_tools.enrolment import check_registration_id, derive_key
+    from outpost_tools.enrolments import Enrolments
 
     check_registration_id(registration_id)
     with Enrolments(data_dir(data)) as enrolments:
@@ -249,10 +242,11 @@ def enrol_key(
         raise OutpostError(f"The group {name!r} is enrolled with a certificate: it has no keys.")
     first, second = (derive_key(key, registration_id) for key in enrolment.keys)
     _write_keys(output, scope, registration_id, (first, second))
-    if as_json:
-        print_json({"registrationId": registration_id, "idScope": scope, "file": str(output)})
-    else:
-        typer.echo(f"The keys of {registration_id} in {name} are in {output}.")
+    answer(
+        as_json,
+        {"registrationId": registration_id, "idScope": scope, "file": str(output)},
+        f"The keys of {registration_id} in {name} are in {output}.",
+    )
 
 
 @enrol_app.command("hub", epilog="Example: outpost enrol hub hub-b.local --hub-data ../hub-b")
@@ -277,26 +271,28 @@ def enrol_hub(
         else:
             enrolments.link_hub(host, hub_data.resolve(), weight)
         held = [{"host": h.host, "weight": h.weight} for h in enrolments.hubs()]
-    if as_json:
-        print_json(held)
-    for row in [] if as_json else held:
-        typer.echo(f"{row['host']}  weight {row['weight']}")
+    answer(as_json, held, *[f"{row['host']}  weight {row['weight']}" for row in held])
 
 
 @enrol_app.command("policy", epilog="Example: outpost enrol policy short --days 7")
 def enrol_policy(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="As in --credential-policy.")],
-    days: Annotated[int, typer.Option(min=1, max=90, help="How long certificates live.")],
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="As in --credential-policy; without it: show all."),
+    ] = None,
+    days: Annotated[
+        int | None, typer.Option(min=1, max=90, help="How long certificates live.")
+    ] = None,
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say how long the certificates live that are issued under a policy."""
+    """Say how long the certificates live that are issued under a policy, or show the policies."""
     from outpost_tools.enrolments import Enrolments
 
+    if (name is None) is not (days is None):
+        raise OutpostError("Give a policy's name and its --days, or neither to see them all.")
     with Enrolments(data_dir(data)) as enrolments:
-        enrolments.put_credential_policy(name, days)
+        if name is not None and days is not None:
+            enrolments.put_credential_policy(name, days)
         held = enrolments.credential_policies()
-    if as_json:
-        print_json(held)
-    for policy, lives in () if as_json else held.items():
-        typer.echo(f"{policy}  {lives} days")
+    answer(as_json, held, *[f"{policy}  {lives} days" for policy, lives in held.items()])

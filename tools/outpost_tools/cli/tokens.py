@@ -13,9 +13,9 @@ from outpost_tools.cli.common import (
     DataOption,
     JsonOption,
     Which,
+    answer,
     app,
     group,
-    print_json,
 )
 from outpost_tools.errors import OutpostError
 from outpost_tools.paths import data_dir, write_whole
@@ -116,10 +116,9 @@ def token(
     resource = host if device_id is None else f"{host}/devices/{device_id}"
     expiry_s = int(time.time() + life_s)
     made = sas.make(key, resource, expiry_s, name)
-    if as_json:
-        print_json({"token": made, "resource": resource, "expires_s": expiry_s, "policy": name})
-    else:
-        typer.echo(made)
+    answer(
+        as_json, {"token": made, "resource": resource, "expires_s": expiry_s, "policy": name}, made
+    )
 
 
 @policy_app.command("list", epilog="Example: outpost policy list")
@@ -129,10 +128,7 @@ def policy_list(data: DataOption = None, as_json: JsonOption = False) -> None:
 
     with Registry(data_dir(data)) as registry:
         rows = [{"policy": p.name, "rights": sorted(p.rights)} for p in registry.policies()]
-    if as_json:
-        print_json(rows)
-    for row in [] if as_json else rows:
-        typer.echo(f"{row['policy']}  {', '.join(row['rights'])}")
+    answer(as_json, rows, *[f"{row['policy']}  {', '.join(row['rights'])}" for row in rows])
 
 
 @policy_app.command("new", epilog="Example: outpost policy new tokens --right DeviceConnect")
@@ -147,10 +143,11 @@ def policy_new(
 
     with Registry(data_dir(data)) as registry:
         policy = registry.add_policy(name, [r.value for r in right])
-    if as_json:
-        print_json({"policy": policy.name, "rights": sorted(policy.rights)})
-    else:
-        typer.echo(f"The policy {policy.name} has {', '.join(sorted(policy.rights))}.")
+    answer(
+        as_json,
+        {"policy": policy.name, "rights": sorted(policy.rights)},
+        f"The policy {policy.name} has {', '.join(sorted(policy.rights))}.",
+    )
 
 
 @policy_app.command("rotate", epilog="Example: outpost policy rotate service --which primary")
@@ -165,10 +162,11 @@ def policy_rotate(
 
     with Registry(data_dir(data)) as registry:
         registry.rotate_policy(name, which.value)
-    if as_json:
-        print_json({"policy": name, "rotated": which.value})
-    else:
-        typer.echo(f"The policy {name} has other keys now ({which.value}).")
+    answer(
+        as_json,
+        {"policy": name, "rotated": which.value},
+        f"The policy {name} has other keys now ({which.value}).",
+    )
 
 
 @policy_app.command("remove", epilog="Example: outpost policy remove tokens")
@@ -182,10 +180,7 @@ def policy_remove(
 
     with Registry(data_dir(data)) as registry:
         registry.remove_policy(name)
-    if as_json:
-        print_json({"policy": name, "removed": True})
-    else:
-        typer.echo(f"The policy {name} is removed.")
+    answer(as_json, {"policy": name, "removed": True}, f"The policy {name} is removed.")
 
 
 @policy_app.command("show", epilog="Example: outpost policy show service --keys-to service.json")
@@ -220,10 +215,11 @@ def policy_show(
         "connectionString": text,
     }
     write_whole(keys_to, json.dumps(content, indent=2).encode() + b"\n")
-    if as_json:
-        print_json({"policy": name, "rights": sorted(policy.rights), "file": str(keys_to)})
-    else:
-        typer.echo(f"The keys of the policy {name} are in {keys_to}.")
+    answer(
+        as_json,
+        {"policy": name, "rights": sorted(policy.rights), "file": str(keys_to)},
+        f"The keys of the policy {name} are in {keys_to}.",
+    )
 
 
 @authority_app.command("add", epilog="Example: outpost authority add factory factory-ca.pem")
@@ -242,10 +238,7 @@ def authority_add(
         raise OutpostError(f"{file} is not a certificate in PEM form.") from None
     with Registry(data_dir(data)) as registry:
         registry.add_authority(name, pem)
-    if as_json:
-        print_json({"authority": name})
-    else:
-        typer.echo(f"Device certificates of {name} are taken.")
+    answer(as_json, {"authority": name}, f"Device certificates of {name} are taken.")
 
 
 @authority_app.command("list", epilog="Example: outpost authority list")
@@ -262,10 +255,11 @@ def authority_list(data: DataOption = None, as_json: JsonOption = False) -> None
             }
             for name, certificate in registry.authorities().items()
         ]
-    if as_json:
-        print_json(rows)
-    for row in [] if as_json else rows:
-        typer.echo(f"{row['authority']}  {row['subject']}  until {row['until']}")
+    answer(
+        as_json,
+        rows,
+        *[f"{row['authority']}  {row['subject']}  until {row['until']}" for row in rows],
+    )
 
 
 @authority_app.command("remove", epilog="Example: outpost authority remove factory")
@@ -279,7 +273,8 @@ def authority_remove(
 
     with Registry(data_dir(data)) as registry:
         registry.remove_authority(name)
-    if as_json:
-        print_json({"authority": name, "removed": True})
-    else:
-        typer.echo(f"Device certificates of {name} are no longer taken.")
+    answer(
+        as_json,
+        {"authority": name, "removed": True},
+        f"Device certificates of {name} are no longer taken.",
+    )

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
-from outpost_tools.enrolments import Enrolment, Enrolments, LinkedHub, Registration
+from outpost_tools.enrolment import Enrolment, Registration
+from outpost_tools.enrolments import Enrolments, LinkedHub
 from outpost_tools.errors import OutpostError
 from outpost_tools.hub import attest, faults, issuing
 from outpost_tools.hub.twins import TwinStore, check, parse_json
@@ -30,6 +31,7 @@ CUSTOM_FAILED = 400207
 CUSTOM_NO_HUB = 400208
 NO_HUB = 404212
 BAD_REQUEST = 400004
+CHANGED = 401002
 
 
 class Impossible(Exception):
@@ -38,6 +40,10 @@ class Impossible(Exception):
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class Disabled(Exception):
+    """The enrolment assigns nobody now."""
 
 
 @dataclass(frozen=True)
@@ -177,10 +183,14 @@ async def _ask_webhook(order: Order, hubs: list[LinkedHub], twin: dict[str, Any]
                 raise Impossible(
                     CUSTOM_FAILED, f"The custom allocation answered with HTTP {response.status}."
                 )
-            body = await response.content.read(WEBHOOK_MAX_BYTES + 1)
+            body = bytearray()
+            async for piece in response.content.iter_any():
+                body += piece
+                if len(body) > WEBHOOK_MAX_BYTES:
+                    break
         if len(body) > WEBHOOK_MAX_BYTES:
             raise Impossible(CUSTOM_FAILED, "The custom allocation's answer is too long.")
-        answer = _object(body)
+        answer = _object(bytes(body))
     except (aiohttp.ClientError, TimeoutError, OSError):
         raise Impossible(CUSTOM_FAILED, "The custom allocation cannot be reached.") from None
     host = answer.get("iotHubHostName")
@@ -213,6 +223,7 @@ def _settle(
     request: tuple[Any, int] | None,
 ) -> tuple[Registration, dict[str, Any]]:
     """What is written, in its order. It runs in a thread of its own: files are waited for."""
+    _still_enrolled(enrolments, order)
     extra: dict[str, Any] = {}
     authority = None
     if request is not None:
@@ -246,6 +257,15 @@ def _settle(
         choice.payload,
     )
     return registration, extra
+
+
+def _still_enrolled(enrolments: Enrolments, order: Order) -> None:
+    """The web hook and the device's earlier registrations took their time."""
+    present = enrolments.still(order.enrolment, order.registration_id)
+    if present is None:
+        raise Impossible(CHANGED, "The enrolment was changed meanwhile: connect again.")
+    if not present.enabled:
+        raise Disabled("the enrolment was disabled meanwhile")
 
 
 def _leave(

@@ -11,13 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from OpenSSL import crypto
 
-from outpost_tools.enrolments import Enrolment
+from outpost_tools.enrolment import Enrolment
 
 CHAIN_MAX = 8
+TOO_EARLY = "its certificate, or one above it, is not valid yet"
+TOO_LATE = "its certificate, or one above it, has expired"
+# OpenSSL's numbers for them.
+DATE_ERRORS = {9: TOO_EARLY, 10: TOO_LATE}
 
 
 class Unproven(Exception):
@@ -39,6 +43,7 @@ class Shown:
     leaf: x509.Certificate
     others: list[x509.Certificate]
     now: dt.datetime
+    name: str  # the leaf's common name
 
 
 def read(certificates: Sequence[bytes], registration_id: str, now_s: float) -> Shown:
@@ -52,7 +57,7 @@ def read(certificates: Sequence[bytes], registration_id: str, now_s: float) -> S
         raise Unproven("its certificate cannot be read") from None
     if len(names) != 1 or names[0].lower() != registration_id.lower():
         raise Unproven("its certificate's common name is not the registration id")
-    shown = Shown(leaf, others, dt.datetime.fromtimestamp(now_s, dt.UTC))
+    shown = Shown(leaf, others, dt.datetime.fromtimestamp(now_s, dt.UTC), names[0])
     _check_dates(leaf, shown.now)
     return shown
 
@@ -70,50 +75,50 @@ def as_individual(shown: Shown, enrolment: Enrolment) -> Proof:
 
 def in_group(shown: Shown, groups: Sequence[Enrolment]) -> tuple[Enrolment, Proof]:
     """The group whose certificate is the nearest above the leaf."""
+    _check_use(shown.leaf)
     found: list[tuple[int, Enrolment]] = []
+    reason = "no enrolment group's certificate has signed its certificate"
     for group in groups:
-        steps = [_steps(shown, signer) for signer in group.certificates]
-        nearest = min((n for n in steps if n), default=0)
-        if nearest:
-            found.append((nearest, group))
+        for signer in group.certificates:
+            try:
+                found.append((_steps(shown, signer), group))
+            except crypto.X509StoreContextError as why:
+                if why.errors and why.errors[0] in DATE_ERRORS:
+                    reason = DATE_ERRORS[why.errors[0]]
+            except (ValueError, crypto.Error):
+                reason = "its chain cannot be read"
     if not found:
-        raise Unproven("no enrolment group's certificate has signed its certificate")
+        raise Unproven(reason)
     return min(found, key=lambda pair: pair[0])[1], Proof(certificate=shown.leaf)
 
 
 def _steps(shown: Shown, signer: x509.Certificate) -> int:
-    """How many signatures lead from the leaf to `signer`; 0 where none do."""
-    at, left = shown.leaf, list(shown.others)
-    for steps in range(1, CHAIN_MAX + 1):
-        if _signed(at, signer):
-            _check_dates(signer, shown.now)
-            return steps
-        above = next((one for one in left if _signed(at, one)), None)
-        if above is None:
-            return 0
-        _check_dates(above, shown.now)
-        left.remove(above)
-        at = above
-    return 0
+    """How many signatures lead from the leaf to `signer`, by OpenSSL's rules for a chain."""
+    store = crypto.X509Store()
+    store.add_cert(crypto.X509.from_cryptography(signer))
+    # The group's certificate is trusted by itself: its own issuer is not asked for.
+    store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
+    store.set_time(shown.now)
+    leaf, *others = map(crypto.X509.from_cryptography, (shown.leaf, *shown.others))
+    return len(crypto.X509StoreContext(store, leaf, others).get_verified_chain()) - 1
 
 
-def _signed(certificate: x509.Certificate, signer: x509.Certificate) -> bool:
+def _check_use(leaf: x509.Certificate) -> None:
+    """A certificate that says what it is for must say that it is for clients."""
     try:
-        basic = signer.extensions.get_extension_for_class(x509.BasicConstraints).value
-        certificate.verify_directly_issued_by(signer)
-    except (
-        ValueError,
-        TypeError,
-        InvalidSignature,
-        UnsupportedAlgorithm,
-        x509.ExtensionNotFound,
+        uses = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        return
+    except (ValueError, x509.DuplicateExtension):
+        raise Unproven("its certificate cannot be read") from None
+    if not {ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE} & set(
+        uses
     ):
-        return False
-    return basic.ca
+        raise Unproven("its certificate is not for clients")
 
 
 def _check_dates(certificate: x509.Certificate, now: dt.datetime) -> None:
     if now < certificate.not_valid_before_utc:
-        raise Unproven("its certificate, or one above it, is not valid yet")
+        raise Unproven(TOO_EARLY)
     if now > certificate.not_valid_after_utc:
-        raise Unproven("its certificate, or one above it, has expired")
+        raise Unproven(TOO_LATE)

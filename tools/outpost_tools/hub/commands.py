@@ -8,6 +8,7 @@ seven days. What became of one whose sender wants to know (its `ack`) is kept as
 them outside its event loop.
 """
 
+import datetime as dt
 import json
 import secrets
 import sqlite3
@@ -61,7 +62,8 @@ class Command:
     def topic(self) -> str:
         """Where it is published: the device's own topic with every property in it."""
         to = f"/devices/{self.device_id}/messages/devicebound"
-        named = {"$.mid": self.message_id, "$.to": to, **self.system}
+        expiry = dt.datetime.fromtimestamp(self.expiry_s, dt.UTC).isoformat(timespec="seconds")
+        named = {"$.mid": self.message_id, "$.to": to, "$.exp": expiry[:19] + "Z", **self.system}
         named["iothub-ack"] = self.ack
         named |= self.properties
         bag = "&".join(f"{quote(k, safe='')}={quote(v, safe='')}" for k, v in named.items())

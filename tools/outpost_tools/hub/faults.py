@@ -39,6 +39,12 @@ class DeviceNotOnline(ServiceError):
     status, code, name = 404, 404103, "DeviceNotOnline"
 
 
+class TooSlow(ServiceError):
+    """The request's body did not come in time."""
+
+    status, code, name = 408, 408001, "RequestTimeout"
+
+
 class DeviceAlreadyExists(ServiceError):
     status, code, name = 409, 409001, "DeviceAlreadyExists"
 

@@ -117,7 +117,8 @@ def read_identity(asked: Json) -> Json:
     reason = asked.get("statusReason")
     if reason is not None and not isinstance(reason, str):
         raise faults.ArgumentInvalid("A device's statusReason is a text.")
-    found["status_reason"] = reason or ""
+    if reason is not None or "status" in found:
+        found["status_reason"] = reason or ""  # the reason goes with the status it was given for
     if read_object(asked.get("capabilities") or {}, "A device's capabilities").get("iotEdge"):
         raise faults.ArgumentInvalid("This hub has no edge devices.")
     if asked.get("authentication") is not None:

@@ -20,6 +20,8 @@ from outpost_tools.pki import BACKDATE, DevCA, der
 
 AUTHORITY_NAME = "outpost-device-ca"
 REQUEST_MAX_CHARS = 16384
+# What X.509 allows in a common name.
+NAME_MAX = 64
 RSA_MIN_BITS = 2048
 CURVES = (ec.SECP256R1, ec.SECP384R1)
 HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
@@ -33,6 +35,8 @@ def read_request(text: object, common_name: str) -> x509.CertificateSigningReque
     """The base64 of a PKCS #10 request in DER, for `common_name` and no other."""
     if not isinstance(text, str) or len(text) > REQUEST_MAX_CHARS:
         raise BadRequest("The csr is not the base64 of a request.")
+    if len(common_name) > NAME_MAX:
+        raise BadRequest(f"A certificate's name has at most {NAME_MAX} characters: no csr fits.")
     try:
         request = x509.load_der_x509_csr(base64.b64decode(text, validate=True))
         signed = request.is_signature_valid
@@ -41,7 +45,13 @@ def read_request(text: object, common_name: str) -> x509.CertificateSigningReque
         ]
         key = request.public_key()
         hash_used = request.signature_hash_algorithm
-    except (ValueError, binascii.Error, InvalidSignature, UnsupportedAlgorithm):
+    except (
+        ValueError,
+        binascii.Error,
+        InvalidSignature,
+        UnsupportedAlgorithm,
+        x509.InvalidVersion,
+    ):
         raise BadRequest("The csr is not the base64 of a request in DER.") from None
     if not signed:
         raise BadRequest("The csr is not signed with its own key.")

@@ -8,28 +8,27 @@ is_number, is_string, is_object, startswith, endswith, contains. It owns no stat
 compiled once and then run over twins in their JSON form.
 """
 
+import contextlib
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from outpost_tools.hub.faults import ArgumentInvalid
+from outpost_tools.hub.query_rows import (
+    AGGREGATES,
+    COMPARISONS,
+    TEXT_TESTS,
+    TYPE_TESTS,
+    UNDEFINED,
+    Expression,
+    Item,
+    Json,
+    Query,
+    compare,
+)
 
 LENGTH_MAX = 8192
 DEPTH_MAX = 32
-
-Json = Any
-Expression = Callable[[Json], Json]
-
-
-class _Undefined:
-    """What a path leads to where there is nothing: no comparison with it holds."""
-
-    def __repr__(self) -> str:
-        return "undefined"
-
-
-UNDEFINED = _Undefined()
 
 TOKEN = re.compile(
     r"""\s*(?:
@@ -43,120 +42,6 @@ TOKEN = re.compile(
 KEYWORDS = frozenset(
     "SELECT TOP FROM WHERE GROUP BY AND OR NOT IN NIN AS TRUE FALSE NULL ORDER".split()
 )
-COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
-    "=": lambda a, b: a == b,
-    "!=": lambda a, b: a != b,
-    "<>": lambda a, b: a != b,
-    "<": lambda a, b: a < b,
-    "<=": lambda a, b: a <= b,
-    ">": lambda a, b: a > b,
-    ">=": lambda a, b: a >= b,
-}
-TYPE_TESTS: dict[str, Callable[[Any], bool]] = {
-    "IS_DEFINED": lambda v: v is not UNDEFINED,
-    "IS_NULL": lambda v: v is None,
-    "IS_BOOL": lambda v: isinstance(v, bool),
-    "IS_NUMBER": lambda v: _kind(v) == "number",
-    "IS_STRING": lambda v: isinstance(v, str),
-    "IS_OBJECT": lambda v: isinstance(v, dict),
-    "IS_PRIMITIVE": lambda v: _kind(v) in ("number", "text", "truth", "null"),
-}
-TEXT_TESTS: dict[str, Callable[[str, str], bool]] = {
-    "STARTSWITH": lambda text, part: text.startswith(part),
-    "ENDSWITH": lambda text, part: text.endswith(part),
-    "CONTAINS": lambda text, part: part in text,
-}
-AGGREGATES = ("COUNT", "SUM", "AVG", "MIN", "MAX")
-
-
-def _kind(value: Any) -> str:
-    if value is UNDEFINED:
-        return "undefined"
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "truth"
-    if isinstance(value, int | float):
-        return "number"
-    return "text" if isinstance(value, str) else "object"
-
-
-def _compare(sign: str, left: Any, right: Any) -> bool:
-    kinds = {_kind(left), _kind(right)}
-    if "undefined" in kinds:
-        return False
-    if len(kinds) > 1:
-        return sign in ("!=", "<>")
-    if sign in ("=", "!=", "<>") or kinds <= {"number", "text"}:
-        return COMPARISONS[sign](left, right)
-    return False
-
-
-@dataclass(frozen=True)
-class Item:
-    name: str
-    of: Expression
-    aggregate: str = ""
-
-
-@dataclass(frozen=True)
-class Query:
-    """A compiled query. `whole` says that it selects twins as they are."""
-
-    items: list[Item]
-    where: Expression
-    group_by: list[Item]
-    top: int | None
-    whole: bool
-
-    @property
-    def item_type(self) -> str:
-        """What IoT Hub's answer says in x-ms-item-type."""
-        return "Twin" if self.whole else "Raw"
-
-    def run(self, twins: Iterable[Json]) -> list[Json]:
-        chosen = [twin for twin in twins if self.where(twin) is True]
-        if self.whole:
-            found = chosen
-        elif self.group_by or any(item.aggregate for item in self.items):
-            found = self._grouped(chosen)
-        else:
-            found = [self._row(twin) for twin in chosen]
-        return found[: self.top]
-
-    def _row(self, twin: Json) -> Json:
-        values = ((item.name, item.of(twin)) for item in self.items)
-        return {name: value for name, value in values if value is not UNDEFINED}
-
-    def _grouped(self, twins: list[Json]) -> list[Json]:
-        groups: dict[str, list[Json]] = {}
-        for twin in twins:
-            groups.setdefault(repr([item.of(twin) for item in self.group_by]), []).append(twin)
-        if not self.group_by:
-            groups.setdefault("[]", [])
-        found = []
-        for members in groups.values():
-            row = {}
-            for item in self.items:
-                if item.aggregate:
-                    row[item.name] = _total(item, members)
-                elif members and (value := item.of(members[0])) is not UNDEFINED:
-                    row[item.name] = value
-            found.append(row)
-        return found
-
-
-def _total(item: Item, members: list[Json]) -> Json:
-    if item.aggregate == "COUNT":
-        return sum(1 for member in members if item.of(member) is not UNDEFINED)
-    values = [value for m in members if _kind(value := item.of(m)) == "number"]
-    if item.aggregate == "SUM":
-        return sum(values)
-    if not values:
-        return None
-    if item.aggregate == "AVG":
-        return sum(values) / len(values)
-    return min(values) if item.aggregate == "MIN" else max(values)
 
 
 def compile_query(text: object) -> Query:
@@ -313,10 +198,7 @@ class _Parser:
         return parts[0] if len(parts) == 1 else lambda t: all(p(t) is True for p in parts)
 
     def _not(self) -> Expression:
-        self._depth += 1
-        if self._depth > DEPTH_MAX:
-            raise ArgumentInvalid(f"The query is nested more than {DEPTH_MAX} deep.")
-        try:
+        with self._deeper():
             if self._take("NOT"):
                 inner = self._not()
                 return lambda t: inner(t) is not True
@@ -325,8 +207,6 @@ class _Parser:
                 self._need(")")
                 return inner
             return self._comparison()
-        finally:
-            self._depth -= 1
 
     def _comparison(self) -> Expression:
         left = self._operand()
@@ -334,7 +214,7 @@ class _Parser:
         if kind == "sign" and sign in COMPARISONS:
             self._next()
             right = self._operand()
-            return lambda t: _compare(sign, left(t), right(t))
+            return lambda t: compare(sign, left(t), right(t))
         for word, wanted in (("IN", True), ("NIN", False)):
             if self._take(word):
                 self._need("[")
@@ -343,16 +223,27 @@ class _Parser:
 
                 def among(twin: Json, choices: Any = choices, wanted: bool = wanted) -> bool:
                     value = left(twin)
-                    known = any(_compare("=", value, choice) for choice in choices)
+                    known = any(compare("=", value, choice) for choice in choices)
                     return value is not UNDEFINED and known is wanted
 
                 return among
         return left
 
+    @contextlib.contextmanager
+    def _deeper(self) -> Iterator[None]:
+        self._depth += 1
+        if self._depth > DEPTH_MAX:
+            raise ArgumentInvalid(f"The query is nested more than {DEPTH_MAX} deep.")
+        try:
+            yield
+        finally:
+            self._depth -= 1
+
     def _operand(self) -> Expression:
         kind, value = self._peek()
         if kind == "name" and self._peek(1) == ("sign", "("):
-            return self._function()
+            with self._deeper():
+                return self._function()
         if kind == "name":
             return self._path()[0]
         return self._literal()

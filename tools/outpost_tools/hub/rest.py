@@ -6,15 +6,13 @@ routes of our own here. Tokens and keys are never logged, and no request is.
 """
 
 import asyncio
-import base64
-import binascii
 import contextlib
-import datetime as dt
-import json
+import itertools
 import socket
 import ssl
+import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,26 +22,24 @@ from aiohttp import web
 
 from outpost_tools import sas
 from outpost_tools.errors import OutpostError
-from outpost_tools.hub import faults, forms
+from outpost_tools.hub import asking, devicebook, faults, forms, routes_own
 from outpost_tools.hub.query import compile_query
 from outpost_tools.hub.tls import server_context
-from outpost_tools.hub.twins import Twin, parse_json
+from outpost_tools.hub.twins import Twin
 from outpost_tools.pki import DevCA
 from outpost_tools.registry import Device, StaleEtag
 
 if TYPE_CHECKING:
-    from outpost_tools.hub.core import Event, HubCore
+    from outpost_tools.hub.core import HubCore
 
 BODY_MAX_BYTES = 4 * 1024 * 1024
-BULK_MAX = 100
 DEVICES_MAX = 1000
 QUERY_PAGE = 100
 QUERY_PAGE_MAX = 1000
-STREAM_PAGE = 500
-STREAM_ALIVE_S = 15
+# Between two requests a connection may be quiet for so long; SDKs keep theirs.
+IDLE_S = 75.0
 
 READ, WRITE, SERVICE = "RegistryRead", "RegistryReadWrite", "ServiceConnect"
-APP_PREFIX = "iothub-app-"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -60,14 +56,22 @@ class Route:
 class RestServer:
     """Give it to Hub as a service: `Hub(data, services=[RestServer(port=0)])`.
 
-    `port` is the one it listens on once it has started.
+    `port` is the one it listens on once it has started; `patience_s` is how long a request's head,
+    and then its body, may take to come.
     """
 
     def __init__(
-        self, host: str = "127.0.0.1", port: int = 8443, context: ssl.SSLContext | None = None
+        self,
+        host: str = "127.0.0.1",
+        port: int = 8443,
+        context: ssl.SSLContext | None = None,
+        patience_s: float = asking.BODY_PATIENCE_S,
     ) -> None:
-        self.host, self.port = host, port
+        self.host, self.port, self.patience_s = host, port, patience_s
         self._context = context
+        # Connections: until when each may be quiet; None while a request of theirs is answered.
+        self._quiet_until: dict[Any, float | None] = {}
+        self._sweeping: asyncio.Task[None] | None = None
         self.core: HubCore
         self._runner: web.AppRunner | None = None
 
@@ -98,9 +102,27 @@ class RestServer:
                 "another --rest-port."
             ) from None
         self.port = listener.getsockname()[1]
+        self._sweeping = asyncio.create_task(self._sweep())
         core.tell("rest-listening", host=self.host, port=self.port)
 
+    async def _sweep(self) -> None:
+        """Hang up on who connects and sends no whole request's head."""
+        assert self._runner is not None and self._runner.server is not None
+        while True:
+            await asyncio.sleep(self.patience_s / 4)
+            now = time.monotonic()
+            there = self._runner.server.connections
+            known, fresh = self._quiet_until, now + self.patience_s
+            self._quiet_until = {each: known.get(each, fresh) for each in there}
+            for connection, until in self._quiet_until.items():
+                if until is not None and now > until:
+                    connection.force_close()
+
     async def stop(self) -> None:
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._sweeping
         if self._runner is not None:
             await self._runner.cleanup()
 
@@ -166,6 +188,7 @@ class RestServer:
 
     @web.middleware
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        self._quiet_until[request.protocol] = None
         try:
             return await handler(request)
         except faults.ServiceError as why:
@@ -185,6 +208,8 @@ class RestServer:
             # A fault of ours must not take the hub along; its kind is enough to find it by.
             fault = faults.ServiceError(f"A fault in the hub ({type(why).__name__}).")
             self.core.tell("rest-fault", reason=f"a fault in the hub ({type(why).__name__})")
+        finally:
+            self._quiet_until[request.protocol] = time.monotonic() + IDLE_S
         headers = {"iothub-errorcode": fault.name}
         if isinstance(fault, faults.Throttled):
             headers["Retry-After"] = str(max(1, round(fault.retry_after_s)))
@@ -195,7 +220,7 @@ class RestServer:
     # Devices
 
     async def _list(self, request: web.Request) -> web.Response:
-        top = _number(request.query.get("top"), DEVICES_MAX)
+        top = asking.number(request.query.get("top"), DEVICES_MAX)
         top = top if 1 <= top <= DEVICES_MAX else DEVICES_MAX
         devices = (await asyncio.to_thread(self.core.registry.devices))[:top]
         shown = await asyncio.to_thread(lambda: [self._device_json(d) for d in devices])
@@ -206,93 +231,22 @@ class RestServer:
 
     async def _write(self, request: web.Request) -> web.Response:
         device_id = forms.read_device_id(request.match_info["id"])
-        asked = forms.read_object(await _json(request), "A device")
+        asked = forms.read_object(await self._content(request), "A device")
         if asked.get("deviceId", device_id) != device_id:
             raise faults.ArgumentInvalid("The deviceId is another than the path's.")
         identity = forms.read_identity(asked)
-        device = await self._put(device_id, identity, _if_match(request))
+        device = await devicebook.put(self.core, device_id, identity, asking.if_match(request))
         return self._device_answer(device)
-
-    async def _put(self, device_id: str, identity: forms.Json, if_match: str | None) -> Device:
-        """Make a device (no If-Match), or change the one that is there."""
-        registry = self.core.registry
-
-        def put() -> Device:
-            held = registry.find(device_id)
-            if if_match is None:
-                if held is not None:
-                    raise faults.DeviceAlreadyExists(f"There is a device {device_id!r} already.")
-                return registry.add(device_id, **identity)
-            if held is None:
-                raise faults.DeviceNotFound(f"There is no device {device_id!r} in this hub.")
-            return registry.update(device_id, if_match=if_match, **identity)
-
-        device = await asyncio.to_thread(put)
-        self.core.check_registry()
-        return device
 
     async def _delete(self, request: web.Request) -> web.Response:
         device_id = forms.read_device_id(request.match_info["id"])
-        await self._remove(device_id, _if_match(request))
+        await devicebook.remove(self.core, device_id, asking.if_match(request))
         return web.Response(status=204)
 
-    async def _remove(self, device_id: str, if_match: str | None) -> None:
-        self.core.device(device_id)
-        await asyncio.to_thread(self.core.registry.remove, device_id, if_match)
-        self.core.check_registry()
-
     async def _bulk(self, request: web.Request) -> web.Response:
-        entries = await _json(request)
-        if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
-            raise faults.ArgumentInvalid("A bulk request is a list of devices.")
-        if len(entries) > BULK_MAX:
-            raise faults.ArgumentInvalid(f"A bulk request has at most {BULK_MAX} devices.")
-        seen: set[str] = set()
-        errors = []
-        for entry in entries:
-            device_id = entry.get("id")
-            try:
-                if forms.read_device_id(device_id) in seen:
-                    raise faults.ArgumentInvalid("The device is named twice.")
-                seen.add(str(device_id))
-                await self._one_of_bulk(str(device_id), entry)
-            except (faults.ServiceError, OutpostError) as why:
-                name = why.name if isinstance(why, faults.ServiceError) else "ArgumentInvalid"
-                if isinstance(why, StaleEtag):
-                    name = "PreconditionFailed"
-                errors.append(
-                    {
-                        "deviceId": str(device_id),
-                        "errorCode": name,
-                        "errorStatus": str(why),
-                        "operation": entry.get("importMode") or "create",
-                    }
-                )
+        errors = await devicebook.bulk(self.core, await self._content(request))
         answer = {"isSuccessful": not errors, "errors": errors, "warnings": []}
         return web.json_response(answer, status=400 if errors else 200)
-
-    async def _one_of_bulk(self, device_id: str, entry: forms.Json) -> None:
-        mode = str(entry.get("importMode") or "create")
-        if mode not in forms.IMPORT_MODES:
-            known = ", ".join(forms.IMPORT_MODES)
-            raise faults.ArgumentInvalid(f"An importMode is one of {known}.")
-        matches = "*"
-        if mode.endswith("IfMatchETag"):
-            matches = str(entry.get("eTag") or "").strip('"')
-            if not matches:
-                raise faults.ArgumentInvalid("The importMode needs an eTag.")
-        mode = mode.removesuffix("IfMatchETag")
-        if mode == "delete":
-            await self._remove(device_id, matches)
-            return
-        tags, desired = forms.read_twin(entry)
-        if mode != "updateTwin":
-            there = self.core.registry.find(device_id) is not None
-            creates = mode == "create" or (mode == "createOrUpdate" and not there)
-            await self._put(device_id, forms.read_identity(entry), None if creates else matches)
-            matches = "*"
-        if tags is not None or desired is not None:
-            await self.core.twin_patch(device_id, tags, desired, matches)
 
     async def _modules(self, request: web.Request) -> web.Response:
         self.core.device(request.match_info["id"])
@@ -318,15 +272,15 @@ class RestServer:
         return self._twin_answer(await self.core.twin_get(request.match_info["id"]))
 
     async def _twin_patch(self, request: web.Request) -> web.Response:
-        tags, desired = forms.read_twin(await _json(request))
+        tags, desired = forms.read_twin(await self._content(request))
         device_id = request.match_info["id"]
-        twin = await self.core.twin_patch(device_id, tags, desired, _if_match(request))
+        twin = await self.core.twin_patch(device_id, tags, desired, asking.if_match(request))
         return self._twin_answer(twin)
 
     async def _twin_replace(self, request: web.Request) -> web.Response:
-        tags, desired = forms.read_twin(await _json(request))
+        tags, desired = forms.read_twin(await self._content(request))
         device_id = request.match_info["id"]
-        twin = await self.core.twin_replace(device_id, tags, desired, _if_match(request))
+        twin = await self.core.twin_replace(device_id, tags, desired, asking.if_match(request))
         return self._twin_answer(twin)
 
     def _twin_json(self, device: Device, twin: Twin) -> forms.Json:
@@ -339,7 +293,7 @@ class RestServer:
         return web.json_response(shown, headers={"ETag": f'"{twin.etag}"'})
 
     async def _method(self, request: web.Request) -> web.Response:
-        asked = forms.read_object(await _json(request), "A method")
+        asked = forms.read_object(await self._content(request), "A method")
         name = asked.get("methodName")
         if not isinstance(name, str):
             raise faults.ArgumentInvalid("A method has a methodName.")
@@ -347,32 +301,36 @@ class RestServer:
             request.match_info["id"],
             name,
             asked.get("payload"),
-            connect_timeout_s=_seconds(asked.get("connectTimeoutInSeconds"), 0),
-            response_timeout_s=_seconds(asked.get("responseTimeoutInSeconds"), 30),
+            connect_timeout_s=asking.seconds(asked.get("connectTimeoutInSeconds"), 0),
+            response_timeout_s=asking.seconds(asked.get("responseTimeoutInSeconds"), 30),
         )
         return web.json_response({"status": status, "payload": payload})
 
     async def _query(self, request: web.Request) -> web.Response:
-        asked = forms.read_object(await _json(request), "A query")
+        asked = forms.read_object(await self._content(request), "A query")
         text = asked.get("query")
         query = compile_query(text)
-        size = _number(request.headers.get("x-ms-max-item-count"), QUERY_PAGE)
+        size = asking.number(request.headers.get("x-ms-max-item-count"), QUERY_PAGE)
         size = size if 1 <= size <= QUERY_PAGE_MAX else QUERY_PAGE
-        start = _continuation(request.headers.get("x-ms-continuation"))
+        start, after = asking.continuation(request.headers.get("x-ms-continuation"))
         twins = {twin.device_id: twin for twin in await self.core.twins_all()}
 
-        def run() -> list[Any]:
-            devices = self.core.registry.devices()
-            return query.run(
-                self._twin_json(d, twins[d.device_id]) for d in devices if d.device_id in twins
-            )
+        def run() -> tuple[list[Any], str]:
+            devices = (d for d in self.core.registry.devices() if d.device_id in twins)
+            if query.sums_up:
+                found = query.run(self._twin_json(d, twins[d.device_id]) for d in devices)
+                return found[start : start + size + 1], ""
+            left = size + 1 if query.top is None else min(size + 1, max(0, query.top - start))
+            # A page looks at no device before it: a fleet is listed in the time of its number.
+            shown = (self._twin_json(d, twins[d.device_id]) for d in devices if d.device_id > after)
+            page = list(itertools.islice(query.rows(shown), left))
+            return [row for _, row in page], page[size - 1][0] if len(page) > size else ""
 
-        found = await asyncio.to_thread(run)
+        rows, last = await asyncio.to_thread(run)
         headers = {"x-ms-item-type": query.item_type}
-        if len(found) > start + size:
-            position = json.dumps({"start": start + size}).encode()
-            headers["x-ms-continuation"] = base64.b64encode(position).decode()
-        return web.json_response(found[start : start + size], headers=headers)
+        if len(rows) > size:
+            headers["x-ms-continuation"] = asking.continuing(start + size, last)
+        return web.json_response(rows[:size], headers=headers)
 
     async def _device_statistics(self, request: web.Request) -> web.Response:
         counts = self.core.statistics()
@@ -385,44 +343,18 @@ class RestServer:
 
     # Ours
 
+    async def _content(self, request: web.Request) -> Any:
+        return await asking.content(request, self.patience_s)
+
     async def _send(self, request: web.Request) -> web.Response:
-        device_id = request.match_info["id"]
-        headers = request.headers
-        properties = {
-            unquote(name[len(APP_PREFIX) :]): unquote(value)
-            for name, value in headers.items()
-            if name.lower().startswith(APP_PREFIX)
-        }
-        command = await self.core.send_command(
-            device_id,
-            await request.read(),
-            properties,
-            message_id=headers.get("iothub-messageid"),
-            expiry_s=_moment(headers.get("iothub-expiry")),
-            ack=headers.get("iothub-ack", "none"),
-            correlation_id=headers.get("iothub-correlationid"),
-            content_type=headers.get("Content-Type"),
-            content_encoding=headers.get("iothub-contentencoding"),
-        )
-        answer = {
-            "messageId": command.message_id,
-            "device": device_id,
-            "expiryS": command.expiry_s,
-        }
-        return web.json_response(answer, status=201)
+        body = await asking.body(request, self.patience_s)
+        return await routes_own.send(self.core, request, body)
 
     async def _commands(self, request: web.Request) -> web.Response:
-        device_id = request.match_info["id"]
-        self.core.device(device_id)
-        waiting = await self.core.commands_waiting(device_id)
-        dead = await self.core.commands_dead(device_id)
-        return web.json_response(
-            {
-                "waiting": [command.as_json() for command in waiting],
-                "dead": [command.as_json() for command in dead],
-                "feedback": await self.core.commands_feedback(device_id),
-            }
-        )
+        return await routes_own.commands(self.core, request.match_info["id"])
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        return await routes_own.events(self.core, request)
 
     async def _status(self, request: web.Request) -> web.Response:
         return web.json_response(
@@ -434,51 +366,6 @@ class RestServer:
             }
         )
 
-    async def _events(self, request: web.Request) -> web.StreamResponse:
-        """One event a line; with follow=1 until the caller has had enough."""
-        asked = request.query
-        device_id = asked.get("device") or None
-        kinds = set(filter(None, asked.get("kinds", "").split(",")))
-        follow = asked.get("follow", "0") not in ("0", "", "false")
-        since_s = _moment(asked.get("since"))
-        after = _number(asked["after"], 0) if asked.get("after") else None
-        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-        async with contextlib.AsyncExitStack() as stack:
-            live = await stack.enter_async_context(self.core.events()) if follow else None
-            await response.prepare(request)
-            last = after or 0
-            if since_s is not None or after is not None or not follow:
-                async for event in self._kept(since_s, device_id, last):
-                    last = max(last, int(event.get("number") or 0))
-                    if not kinds or event.get("event") in kinds:
-                        await response.write(forms.event_line(event))
-            while live is not None:
-                try:
-                    async with asyncio.timeout(STREAM_ALIVE_S):
-                        event = await live.get()
-                except TimeoutError:
-                    await response.write(b"\n")  # finds out whether anybody still reads
-                    continue
-                if device_id is not None and event.get("device") != device_id:
-                    continue
-                if event.get("event") == "telemetry" and 0 < int(event.get("number") or 0) <= last:
-                    continue  # was among the kept ones
-                if not kinds or event.get("event") in kinds:
-                    await response.write(forms.event_line(event))
-        await response.write_eof()
-        return response
-
-    async def _kept(
-        self, since_s: float | None, device_id: str | None, after: int
-    ) -> AsyncIterator["Event"]:
-        while True:
-            page = await self.core.telemetry_since(since_s, device_id, after, STREAM_PAGE)
-            if not page:  # a page may be short because its messages are large
-                return
-            for event in page:
-                after = max(after, int(event.get("number") or 0))
-                yield event
-
 
 def service_context(data: Path, host: str, names: Sequence[str]) -> ssl.SSLContext:
     """TLS as the device listener has it, for the hub's names and the address of this listener."""
@@ -489,57 +376,3 @@ def service_context(data: Path, host: str, names: Sequence[str]) -> ssl.SSLConte
     else:
         leaves = [ca.leaf(kind, [host, *names]) for kind in ca.kinds]
     return server_context([(leaf.chain, leaf.key) for leaf in leaves])
-
-
-async def _json(request: web.Request) -> Any:
-    body = await request.read()
-    return parse_json(body) if body else {}
-
-
-def _if_match(request: web.Request) -> str | None:
-    """The etag of If-Match without its quotes; "*" for any, None where there is none."""
-    given = request.headers.get("If-Match")
-    if given is None:
-        return None
-    return given.strip().removeprefix("W/").strip('"') or "*"
-
-
-def _number(text: str | None, default: int) -> int:
-    if text is None:
-        return default
-    if not (text.isascii() and text.isdigit() and len(text) <= 15):
-        raise faults.ArgumentInvalid(f"{text[:40]!r} is not a whole number.")
-    return int(text)
-
-
-def _seconds(value: Any, default: int) -> float:
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise faults.ArgumentInvalid("A time-out is a number of seconds.")
-    return float(value)
-
-
-def _moment(text: str | None) -> float | None:
-    """Unix seconds, or ISO 8601 (UTC where it names no zone)."""
-    if not text:
-        return None
-    with contextlib.suppress(ValueError):
-        return float(text)
-    try:
-        at = dt.datetime.fromisoformat(text)
-    except ValueError:
-        raise faults.ArgumentInvalid(f"{text[:40]!r} is neither seconds nor ISO 8601.") from None
-    return (at if at.tzinfo else at.replace(tzinfo=dt.UTC)).timestamp()
-
-
-def _continuation(text: str | None) -> int:
-    if not text:
-        return 0
-    try:
-        start = json.loads(base64.b64decode(text, validate=True))["start"]
-    except (ValueError, binascii.Error, KeyError, TypeError, RecursionError):
-        start = None
-    if not isinstance(start, int) or start < 0:
-        raise faults.ArgumentInvalid("The continuation token is not one of this hub's.")
-    return start

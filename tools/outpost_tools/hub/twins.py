@@ -78,6 +78,13 @@ def parse_json(body: bytes | str) -> Any:
         raise faults.ArgumentInvalid("It is not JSON.") from None
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError("a number that is none to most readers")
+    return number
+
+
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 

@@ -7,7 +7,11 @@ from outpost_tools.hub.news import Event
 
 
 def in_words(event: Event) -> str:
-    """One line for a person. Telemetry is the device's own text, its control characters shown."""
+    """One line for a person, control characters shown: names and telemetry are others' text."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in _in_words(event))
+
+
+def _in_words(event: Event) -> str:
     who = event.get("device") or event.get("peer") or ""
     match event["event"]:
         case "listening":
@@ -19,9 +23,8 @@ def in_words(event: Event) -> str:
         case "tls-failed":
             return f"{who} TLS handshake failed: {event['reason']}"
         case "telemetry":
-            body = "".join(c if c.isprintable() else repr(c)[1:-1] for c in event["body"])
             again = " (again)" if event["dup"] else ""
-            return f"{who} sent{again} {body}"
+            return f"{who} sent{again} {event['body']}"
         case "command-queued":
             return f"{who} has the command {event['message_id']} waiting"
         case "command-sent":
