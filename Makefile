@@ -18,7 +18,7 @@ PYTEST_ARGS ?= -n 4
 
 # Debian's packages, by what needs them.
 APT_BUILD := gcc-multilib make xz-utils bzip2 ca-certificates
-APT_TEST := mosquitto nats-server openssl iproute2 nmap sslscan softhsm2 strace
+APT_TEST := mosquitto nats-server rabbitmq-server haproxy openssl iproute2 nmap sslscan softhsm2 strace
 
 .DELETE_ON_ERROR:
 .PHONY: help run test test-all lint bench micropython roots clean
@@ -26,7 +26,8 @@ APT_TEST := mosquitto nats-server openssl iproute2 nmap sslscan softhsm2 strace
 help:
 	@echo "make run          a device boots from its flash image, connects and sends"
 	@echo "                  RUN_FOR=20 stops by itself; DEVICES=5; MFL=512|1024|2048|4096|none"
-	@echo "make test         the test suite; make test-all adds what takes long"
+	@echo "make test         the test suite; make test-all adds what takes long,"
+	@echo "                  and writes docs/faults.md"
 	@echo "make lint         ruff, and the C with all warnings as errors"
 	@echo "make bench        measures the budgets and writes docs/numbers.md"
 	@echo "make micropython  builds MicroPython with our C module into build/bin"
@@ -40,7 +41,7 @@ test: micropython $(BUILD)/.apt-test
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-all: micropython $(BUILD)/.apt-test
-	@$(BIN)/python -m pytest -m "exhaustive or not exhaustive" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "exhaustive or not exhaustive" --faults docs/faults.md $(PYTEST_ARGS)
 
 lint: $(VENV)/.ready micropython
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,13 +12,35 @@ import pytest
 from legs import BIN, LEGS, REPO
 from world import World
 
+pytest_plugins = ("faulttable",)
 
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = [name for name in (*LEGS, "mpy-cross") if not (BIN / name).exists()]
     if missing:
         pytest.exit(
             f"build/bin/{missing[0]} is not built: run 'make test', or 'make micropython' first", 2
         )
+    for item in items:
+        if _only_in_test_all(item):
+            item.add_marker("exhaustive")
+
+
+def _only_in_test_all(item: pytest.Item) -> bool:
+    """Whether this is a build that `make test` leaves out for this test.
+
+    A test of every build runs there on outpost32, whose sizes are the board's, and on one other,
+    which goes by the test's name and parameters: each build meets a third of all tests.
+    """
+    case = getattr(item, "callspec", None)
+    leg = case.params.get("leg") if case else None
+    chosen = any("leg" in mark.args[0] for mark in item.iter_markers("parametrize"))
+    if leg in (None, "outpost32") or chosen or hasattr(item.module, "LEGS_HERE"):
+        return False
+    others = [name for name in LEGS if name != "outpost32"]
+    name = item.nodeid.replace(leg, "")
+    return leg != others[zlib.crc32(name.encode()) % len(others)]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -65,8 +65,8 @@ def listening(port: int) -> bool:
 
 
 @contextlib.contextmanager
-def mosquitto(directory: Path, certificate: Path, key: Path) -> Iterator[int]:
-    """mosquitto (OpenSSL) with TLS; the answer is its port."""
+def mosquitto(directory: Path, certificate: Path, key: Path, more: str = "") -> Iterator[int]:
+    """mosquitto (OpenSSL) with TLS; the answer is its port. `more` joins its configuration."""
     directory.mkdir(parents=True, exist_ok=True)
     program = need("mosquitto", "mosquitto")
     for _ in range(5):
@@ -77,6 +77,7 @@ def mosquitto(directory: Path, certificate: Path, key: Path) -> Iterator[int]:
             f"certfile {certificate}\nkeyfile {key}\n"
             "allow_anonymous true\npersistence false\nmessage_size_limit 0\n"
             + ("user root\n" if os.geteuid() == 0 else "")
+            + more
         )
         log = directory / "mosquitto.log"
         with log.open("wb") as out:

@@ -44,6 +44,7 @@ typedef struct {
     char wifi_ssid[33];          // the one network in the air
     char wifi_key[65];           // "" : open
     int reset_cause;
+    int speed;                   // how many times as fast as the host's its time runs
     int wake_reason;             // ESP-IDF's number; 4: the timer
     uint16_t rtc_length;
     uint8_t rtc_memory[BOARD_RTC_MEMORY];

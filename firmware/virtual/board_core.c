@@ -21,12 +21,13 @@ board_t board = {
     .mac = {0x24, 0x0a, 0xc4, 0x00, 0x00, 0x01},
     .wifi_ssid = "Espressif",
     .reset_cause = BOARD_CAUSE_POWERON,
+    .speed = 1,
 };
 
 // ---------------------------------------------------------------- clock
 
-static int64_t clock_offset_us;   // board time - host's monotonic time
-static int64_t start_us;
+static int64_t clock_offset_us;   // board's clock - board's uptime
+static int64_t start_us;          // host's monotonic time
 
 static int64_t host_us(clockid_t id) {
     struct timespec ts;
@@ -36,19 +37,19 @@ static int64_t host_us(clockid_t id) {
 
 __attribute__((constructor)) static void clock_begin(void) {
     start_us = host_us(CLOCK_MONOTONIC);
-    clock_offset_us = host_us(CLOCK_REALTIME) - start_us;
+    clock_offset_us = host_us(CLOCK_REALTIME);
 }
 
 int64_t board_unix_us(void) {
-    return host_us(CLOCK_MONOTONIC) + clock_offset_us;
+    return (int64_t)board_uptime_us() + clock_offset_us;
 }
 
 void board_clock_set_us(int64_t unix_us) {
-    clock_offset_us = unix_us - host_us(CLOCK_MONOTONIC);
+    clock_offset_us = unix_us - (int64_t)board_uptime_us();
 }
 
 uint64_t board_uptime_us(void) {
-    return (uint64_t)(host_us(CLOCK_MONOTONIC) - start_us);
+    return (uint64_t)((host_us(CLOCK_MONOTONIC) - start_us) * board.speed);
 }
 
 time_t board_mbedtls_time(time_t *timer) {
@@ -235,7 +236,7 @@ static void *wdt_thread(void *unused) {
 
 int board_wdt_start(int64_t timeout_ms) {
     pthread_mutex_lock(&wdt_lock);
-    wdt_timeout_us = timeout_ms * 1000;
+    wdt_timeout_us = timeout_ms * 1000 / board.speed;
     wdt_deadline_us = host_us(CLOCK_MONOTONIC) + wdt_timeout_us;
     int error = 0;
     if (!wdt_running) {

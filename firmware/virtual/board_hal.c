@@ -23,6 +23,7 @@ uint64_t board_time_ns(void) {
 }
 
 static void nap_us(int64_t us) {
+    us = (us + board.speed - 1) / board.speed;
     struct timespec ts = {.tv_sec = (time_t)(us / 1000000), .tv_nsec = (long)(us % 1000000) * 1000};
     nanosleep(&ts, NULL);
 }

@@ -55,6 +55,7 @@ static const char usage[] =
     "  --cut N[:clean|:torn|:odd]  the power goes at the N-th flash operation\n"
     "  --cause NAME        poweron, hard, wdt, deepsleep or soft\n"
     "  --clock UNIX        what the clock shows at the start (else 2000-01-01)\n"
+    "  --speed N           1 to 100: its time runs N times as fast as the host's\n"
     "  --wifi SSID[:KEY]   the network in the air (else Espressif, open)\n"
     "  --hosts NAME=IP,…   names that the board can look up\n"
     "  --mac aa:bb:cc:dd:ee:ff\n"
@@ -166,6 +167,10 @@ static bool parse_one(const char *name, char *value, boot_t *boot) {
         char *end;
         boot->clock = strtoll(value, &end, 10);
         return *end == 0 && end != value && boot->clock >= 0 && boot->clock <= LAST_CLOCK;
+    } else if (strcmp(name, "--speed") == 0) {
+        char *end;
+        board.speed = (int)strtol(value, &end, 10);
+        return *end == 0 && board.speed >= 1 && board.speed <= 100;
     } else {
         return false;
     }

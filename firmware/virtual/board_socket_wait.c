@@ -9,6 +9,7 @@
 #include "py/mperrno.h"
 #include "py/runtime.h"
 
+#include "board.h"
 #include "board_socket.h"
 
 #define SLICE_MS (100)
@@ -24,7 +25,7 @@ bool board_socket_wait_slice(socket_obj_t *self, short events, unsigned int turn
         return false;
     }
     struct pollfd wait = {.fd = self->fd, .events = events};
-    poll(&wait, 1, SLICE_MS);
+    poll(&wait, 1, (SLICE_MS + board.speed - 1) / board.speed);
     mp_handle_pending(true);
     return true;
 }

@@ -107,5 +107,6 @@ WATCHDOG_S = 300  # longer than a whole walk may take, every wait in it at its d
 KEEPALIVE_MIN_S = 10
 KEEPALIVE_MAX_S = 1767
 MESSAGE_MAX_BYTES = 262144  # IoT Hub's limit for one device-to-cloud message
+RESERVED_METHODS = "outpost."  # names of methods that only the library may take
 EVENTS_TOPIC = "devices/%s/messages/events/"
 EVENTS_PROPERTIES = "$.ct=application%2Fjson&$.ce=utf-8"

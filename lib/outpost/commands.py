@@ -15,7 +15,6 @@ from .json_in import parse
 from .seen import Seen
 from .tasks import OK, TIMED_OUT
 
-RESERVED = "outpost."  # names of methods that only our own modules may take
 _TIMEOUT_S = const(60)
 _NAME_MAX = const(128)
 _LARGE_BYTES = const(512)

@@ -10,7 +10,6 @@ import time
 
 from . import agreed, clock, desk, log, room, sender, telemetry, watchdog
 from .backoff import Backoff
-from .commands import RESERVED
 from .errors import OutboxFull, understood
 from .incoming import Incoming
 from .timers import Timers, milliseconds, moment
@@ -39,11 +38,10 @@ class Device:
         self.id = None
         self.online = False
         self._timers = Timers()
-        self._in = Incoming()
         self._messages = sender.Sender(sender.open_outbox(agreed.OUTBOX_LABEL))
         self._way = Walk()
         self._way.model = model
-        self._in.commands.now = self._way.at_least
+        self._in = Incoming(self._way.at_least)
         self._watched = False
         self._stepping = False
         self._session = None
@@ -72,8 +70,10 @@ class Device:
     def method(self, name, timeout_s=60):
         """Decorator: handler(payload) answers the direct method; what it returns is the reply,
         or (status, reply). A generator may take up to timeout_s."""
-        if name.startswith(RESERVED):
-            raise ValueError("names that begin with %s are the library's own" % RESERVED)
+        if name.startswith(agreed.RESERVED_METHODS):
+            raise ValueError(
+                "names that begin with %s are the library's own" % agreed.RESERVED_METHODS
+            )
         return _register(self._in.commands.method, name, timeout_s)
 
     def desired(self, name):

@@ -14,8 +14,9 @@ REPLY_QOS = 1
 REPORT_QOS = 1
 
 
-def user_name(hub, device_id, model=None):
-    return device_id
+def user_name(hub, device_id, model=None, certificate=False):
+    """The device id; none with a certificate, which names the device."""
+    return "" if certificate else device_id
 
 
 def password(identity, hub, now):

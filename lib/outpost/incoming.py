@@ -6,43 +6,72 @@ reading because too many handlers are under way. Owns no flash.
 """
 
 from . import log
-from .commands import Commands
 from .profile import ANSWER, DESIRED, MESSAGE, METHOD, WHOLE
 from .tasks import Tasks
-from .twin import Twin
 
 
 class Incoming:
-    """tasks, commands and twin: its parts, for those who register handlers."""
+    """tasks, commands and twin: its parts, for those who register handlers.
 
-    def __init__(self):
+    commands and twin are loaded when they are first asked for: software that only sends does
+    without their memory. `now` is Commands.now.
+    """
+
+    def __init__(self, now=None):
         self.tasks = Tasks()
-        self.commands = Commands(self.tasks)
-        self.twin = Twin(self.tasks)
+        self._now = now
+        self._commands = self._twin = None
         self._session = self._profile = self._id = None
         self._filters = []
         self._with_twin = False
+
+    @property
+    def commands(self):
+        if self._commands is None:
+            from .commands import Commands
+
+            self._commands = Commands(self.tasks)
+            self._commands.now = self._now
+            if self._session:
+                self._commands.attach(self._session, self._profile, self._id)
+        return self._commands
+
+    @property
+    def twin(self):
+        if self._twin is None:
+            from .twin import Twin
+
+            self._twin = Twin(self.tasks)
+            if self._session:
+                self._twin.attach(self._session, self._profile, self._id)
+        return self._twin
 
     def attach(self, session, profile, device_id):
         """A new connection."""
         self._session, self._profile, self._id = session, profile, device_id
         session.received = self._received
         session.too_long = self._too_long
-        self.commands.attach(session, profile, device_id)
-        self.twin.attach(session, profile, device_id)
+        for part in (self._commands, self._twin):
+            if part:
+                part.attach(session, profile, device_id)
         self._filters = []
+        self._said = False
         self._subscribe()
 
     def detach(self):
         self._session = None
-        self.commands.detach()
-        self.twin.detach()
+        for part in (self._commands, self._twin):
+            if part:
+                part.detach()
 
     def _subscribe(self):
-        commands = self.commands
-        twin = self.twin.wanted()
+        commands = self._commands
+        twin = self._twin is not None and self._twin.wanted()
         filters = self._profile.subscriptions(
-            self._id, commands.takes_methods(), commands.takes_messages(), twin
+            self._id,
+            commands is not None and commands.takes_methods(),
+            commands is not None and commands.takes_messages(),
+            twin,
         )
         if filters != self._filters:
             self._filters = filters
@@ -56,7 +85,7 @@ class Incoming:
                 log.say("hub", "the server refused the subscription to %s" % self._filters[i][0])
         # The twin's come last.
         if self._with_twin and not granted[-1] & 0x80:
-            self.twin.start()
+            self._twin.start()
 
     def full(self):
         """Whether nothing more is to be read from the connection now."""
@@ -69,27 +98,34 @@ class Incoming:
             return wait
         if not self._session.asking():
             self._subscribe()  # a handler may have come since
-        return min(wait, self.twin.service())
+        return min(wait, self._twin.service()) if self._twin else wait
 
     def acknowledged(self, pid):
-        self.twin.acknowledged(pid)
+        if self._twin:
+            self._twin.acknowledged(pid)
 
     def _received(self, topic, body, pid):
         found = self._profile.incoming(topic, self._id)
         kind = found[0]
         if kind == MESSAGE:
+            if self._commands is None:
+                return  # left with the hub: software that takes messages may come
             properties, mid, expires = self._profile.message(found[1])
-            self.commands.on_message(properties, mid, expires, body, pid)
+            self._commands.on_message(properties, mid, expires, body, pid)
             return  # which acknowledges it
         if kind == METHOD:
+            # Also where none was registered: a hub that kept the wishes of earlier software calls.
             self.commands.on_method(found[1], found[2], body)
+        elif kind and self._twin is None:
+            pass
         elif kind == ANSWER:
-            self.twin.on_answer(found[1], found[2], body)
+            self._twin.on_answer(found[1], found[2], body)
         elif kind == DESIRED:
-            self.twin.on_patch(found[1], body)
+            self._twin.on_patch(found[1], body)
         elif kind == WHOLE:
-            self.twin.on_whole(body)
-        else:
+            self._twin.on_whole(body)
+        elif not self._said:
+            self._said = True  # once for a connection: whoever floods it must not fill the console
             log.say("hub", "a message to a topic that is none of this device's was ignored")
         if pid is not None:
             self._session.puback(pid)
@@ -99,5 +135,5 @@ class Incoming:
         log.say("hub", "a message of %d bytes is more than this device takes: ignored" % size)
         if found[0] == METHOD:
             self.commands.too_long(found[2], size)
-        elif found[0] in (ANSWER, DESIRED, WHOLE):
-            self.twin.too_long(found[0] == ANSWER and found[2])
+        elif found[0] in (ANSWER, DESIRED, WHOLE) and self._twin:
+            self._twin.too_long(found[0] == ANSWER and found[2])

@@ -19,7 +19,7 @@ _DESIRED = b"$iothub/twin/PATCH/properties/desired/"
 _BOUND = "devices/%s/messages/devicebound/"
 
 
-def user_name(hub, device_id, model=None):
+def user_name(hub, device_id, model=None, certificate=False):
     """`model` is the id of a Plug and Play model, which the hub is told so."""
     name = "%s/%s/?api-version=%s" % (hub, device_id, agreed.API_VERSION)
     return name + "&model-id=" + sas.quote(model) if model else name

@@ -66,17 +66,21 @@ class Session(Writer):
         """CONNECT over `stream`, wait for CONNACK. Returns "session present" (bool)."""
         self.sock = stream
         packets = self._packets = Packets(stream, self._limit)
-        client_id = self.client_id.encode()
-        user = self.user.encode()
-        password = self.pswd.encode()
-        self._remaining_length(0x10, 10 + 6 + len(client_id) + len(user) + len(password))
-        variable = bytearray(b"\x00\x04MQTT\x04\xc0\x00\x00")
-        variable[7] |= (1 if clean_session else 0) << 1
+        # An empty password is none at all, and so is an empty name: RabbitMQ goes by the
+        # certificate only where neither is there (MQTT 3.1.1, 3.1.2.8 and 3.1.2.9).
+        texts = [self.client_id.encode()]
+        if self.user:
+            texts.append(self.user.encode())
+            if self.pswd:
+                texts.append(self.pswd.encode())
+        self._remaining_length(0x10, 10 + sum([2 + len(text) for text in texts]))
+        variable = bytearray(b"\x00\x04MQTT\x04\x00\x00\x00")
+        variable[7] = (0, 0x80, 0xC0)[len(texts) - 1] | (1 if clean_session else 0) << 1
         variable[8] = self.keepalive >> 8
         variable[9] = self.keepalive & 0xFF
         stream.write(variable)
-        for s in (client_id, user, password):
-            self._send_str(s)
+        for text in texts:
+            self._send_str(text)
         self._flush()
         start = time.ticks_ms()
         while True:

@@ -2,7 +2,7 @@
 
 iothub.py speaks IoT Hub's topics, generic.py plain topics for any broker: docs/topics.md. Both have
 
-    user_name(hub, device_id, model)    password(credential, hub, now)
+    user_name(hub, device_id, model, certificate)    password(credential, hub, now)
     TOKEN_TTL_S, RENEW_BEFORE_S         0 where a password does not end
     events_topic(device_id, number, made, more)
     subscriptions(device_id, methods, messages, twin) -> list of (filter, qos)

@@ -209,7 +209,7 @@ class Walk:
     def _session(self, where, credential, now):
         """A Session that the hub has accepted with this credential."""
         names, c = self.profile, self.config
-        user = names.user_name(where.hub, self.who.device_id, self.model)
+        user = names.user_name(where.hub, self.who.device_id, self.model, not credential.symmetric)
         password = names.password(credential, where.hub, now) if credential.symmetric else ""
         session = Session(self.who.device_id, user, password, c.keepalive_s, c.incoming_bytes)
         return self.open(session, where, credential, False)

@@ -1,4 +1,4 @@
-"""Commands in, on the whole device and the real hub: methods and cloud-to-device messages."""
+"""Commands in, on the whole device and the real hub: direct methods, cloud-to-device messages."""
 
 from __future__ import annotations
 
@@ -35,6 +35,12 @@ def refuse(payload):
 @d.method("echo")
 def echo(payload):
     return payload
+
+@d.method("free")
+def free(payload):
+    import gc
+    gc.collect()
+    return gc.mem_free()
 
 @d.method("odd")
 def odd(payload):
@@ -129,7 +135,7 @@ def test_payloads_that_are_bombs_are_refused_with_a_sentence_and_cost_nothing(wo
     assert status == 400 and "values" in answer["error"]
     status, answer = operator.invoke("echo", "x" * 100_000)
     assert status == 413 and "more than this device takes" in answer["error"]
-    assert operator.invoke("echo", "x" * 3000) == (200, "x" * 3000)
+    assert operator.invoke("echo", "x" * 2000) == (200, "x" * 2000)
     whole(board)
 
 
@@ -167,7 +173,7 @@ def test_message_reaches_its_handler_with_its_properties_and_is_acknowledged_aft
     _, board, operator = start(world, MESSAGES)
     operator.send(b"one", properties={"zone": "3", "odd&=%": "Gr\u00fc\u00dfe"})
     line = board.wait_for(r"GOT b'one' (.*)", 60)
-    assert "('odd&=%', 'Grüße'), ('zone', '3')" in line[1]
+    assert line[1].endswith(r"('odd&=%', 'Gr\xfc\xdfe'), ('zone', '3')]")
     assert operator.all_taken()
     operator.send(b"slow")
     board.wait_for(r"GOT b'slow'", 30)
@@ -236,12 +242,14 @@ def test_message_that_expired_on_its_way_is_dropped_and_acknowledged(world):
         b"d.run()",
         b"""
 from outpost import clock
+leapt = False
 @d.every(seconds=0.1)
 def leap():
-    if d.online and clock.now() < START + 1000000:
-        clock._set(START + 2000000)
+    global leapt
+    if d.online and not leapt:
+        leapt = True
+        clock._set(clock.now() + 2000000)
         print("LEAPT")
-START = clock.now()
 d.run()""",
     )
     hub = world.hub()

@@ -1,5 +1,5 @@
-"""Where two parts of the identity meet: the provisioning service with rotation, with renewal and with
-a name of its own giving, and a trial that ends as nobody foresaw."""
+"""Where two parts of the identity meet: the provisioning service with rotation, with renewal and
+with a name of its own giving, and a trial that ends as nobody foresaw."""
 
 from __future__ import annotations
 

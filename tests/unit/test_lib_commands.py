@@ -249,7 +249,7 @@ assert bag.unquote(b"%ff") == "?"
 unix = 1795413600
 for text in ("2026-11-23T06:00:00.0000000Z", "2026-11-23T06:00:00Z", "1795413600"):
     assert bag.unix(text) == unix, text
-for bad in ("", "x", "2026-11-23", "2026-11-23T06:00:00+02:00", "Mon, 23 Nov 2026", "2026-11-23T0x"):
+for bad in ("", "x", "2026-11-23", "2026-11-23T06:00:00+02:00", "Monday the 23rd", "2026-11-23T0x"):
     assert bag.unix(bad) is None, bad
 i = lambda topic: iothub.incoming(topic, "press-7")
 assert i(b"$iothub/methods/POST/a/b/?$rid=1") == (METHOD, b"a/b", b"1")

@@ -42,7 +42,8 @@ def answer(t, s, desired, reported={}):
     t.service()
     topic, body = s.take()[-1]
     assert topic.startswith("$iothub/twin/GET/?$rid="), topic
-    t.on_answer(200, topic.split("=")[1], json.dumps({"desired": desired, "reported": reported}).encode())
+    twin = json.dumps({"desired": desired, "reported": reported})
+    t.on_answer(200, topic.split("=")[1], twin.encode())
 
 def patch(t, **k):
     version = k.pop("v")
@@ -352,7 +353,8 @@ def test_reported_is_never_above_32_kb(run):
 t, s = make()
 for n in range(7):
     t.report({"p%d" % n: "x" * 4096})
-for bad in ({"p9": "x" * 4096}, {"p9": "\\u00e9" * 2100}, {"n": float("nan")}, {1: 2}, [1], None, 7):
+long = {"p9": "x" * 4096}
+for bad in (long, {"p9": "\\u00e9" * 2100}, {"n": float("nan")}, {1: 2}, [1], None, 7):
     try:
         t.report(bad)
     except ValueError:

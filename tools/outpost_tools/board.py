@@ -71,6 +71,8 @@ class Board:
     restarts   False leaves the board down after its first exit
     on_line    called with each Line in the reader's thread
     on_bytes   called there with what came, as it came
+    speed      how many times as fast as here its time runs (not on stock-release)
+    within     a command that runs the binary, such as `ip netns exec NAME`
     extra      further words for the binary's command line
     """
 
@@ -90,6 +92,8 @@ class Board:
         on_exit: Callable[[int], None] | None = None,
         on_bytes: Callable[[bytes], None] | None = None,
         program: Path | None = None,
+        speed: int = 1,
+        within: tuple[str, ...] = (),
         extra: tuple[str, ...] = (),
     ) -> None:
         if program is None and leg not in LEGS:
@@ -107,7 +111,8 @@ class Board:
         self._heapsize, self._wifi, self._mac = heapsize, wifi, mac
         self._cause, self._clock, self._cut = cause, clock, cut
         self._restarts, self._on_line, self._on_exit = restarts, on_line, on_exit
-        self._on_bytes, self._extra = on_bytes, extra
+        self._on_bytes, self._speed = on_bytes, speed
+        self._within, self._extra = within, extra
         self._folder = Path(tempfile.mkdtemp(prefix="outpost-board-"))
         self._state = self._folder / "state"
         self._report = self._folder / "report.json"
@@ -235,10 +240,13 @@ class Board:
                     command += [option, value]
             if self._clock is not None:
                 command += ["--clock", str(int(self._clock))]
+        if self._speed != 1:
+            command += ["--speed", str(self._speed)]
         command += self._extra
         # The kernel ends the board when this process is gone, however it went.
         setpriv = shutil.which("setpriv")
-        return [setpriv, "--pdeathsig", "KILL", *command] if setpriv else command
+        guard = [setpriv, "--pdeathsig", "KILL"] if setpriv else []
+        return [*self._within, *guard, *command]
 
     def _run(self) -> None:
         try:
@@ -254,7 +262,7 @@ class Board:
                     sleep_ms = self.report.get("sleep_ms", -1)
                     if not isinstance(sleep_ms, int | float) or sleep_ms < 0:
                         return  # asleep until someone presses the button
-                    pause_s = sleep_ms / 1000
+                    pause_s = sleep_ms / 1000 / self._speed
                 self._stopping.wait(pause_s)
         finally:
             with self._changed:

@@ -1,0 +1,124 @@
+"""The generic profile on mosquitto: what docs/topics.md says, by an operator with plain paho."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import queue
+import ssl
+import subprocess
+from urllib.parse import quote
+
+import paho.mqtt.client as paho
+import pytest
+from hubs import roots_file
+from outpost_tools.registry import Registry
+from servers import mosquitto, need
+
+LEGS_HERE = ("outpost32", "stock-release")
+NAME = "press/7+x"  # what may stand in no topic as it is
+
+MAIN = b"""
+from outpost import Device
+d = Device()
+
+@d.method("add")
+def add(payload):
+    return payload["a"] + payload["b"]
+
+@d.message
+def message(body, properties):
+    print("GOT", bytes(body), sorted(properties.items()))
+
+@d.desired("interval")
+def interval(value):
+    print("INTERVAL", value)
+
+d.report({"firmware": "7"})
+d.send({"n": 1})
+d.run()
+"""
+
+
+class Operator:
+    def __init__(self, world, port, device_id):
+        self.base = f"outpost/{quote(device_id, safe='')}/"
+        self.came: queue.Queue[tuple[str, bytes]] = queue.Queue()
+        self.seen: list[tuple[str, bytes]] = []
+        self.paho = paho.Client("operator", protocol=paho.MQTTv311)
+        self.paho.username_pw_set("operator", "secret")
+        context = ssl.create_default_context(cafile=roots_file(world.data))
+        self.paho.tls_set_context(context)
+        self.paho.on_message = lambda _c, _u, m: self.came.put((m.topic, m.payload))
+        self.paho.connect("localhost", port)
+        self.paho.subscribe("outpost/#", 1)
+        self.paho.loop_start()
+
+    def publish(self, topic, body, **options):
+        self.paho.publish(self.base + topic, body, qos=1, **options).wait_for_publish(10)
+
+    def await_(self, topic):
+        """The first message whose topic begins so and that was not asked for yet."""
+        while True:
+            for at, (found, body) in enumerate(self.seen):
+                if found.startswith(self.base + topic):
+                    del self.seen[at]
+                    return found, json.loads(body)
+            self.seen.append(self.came.get(timeout=40))
+
+
+@pytest.fixture
+def setting(world):
+    device = Registry(world.data).add(NAME.replace("/", "!"))  # IoT Hub's ids have no slash
+    key = base64.b64decode(device.primary_key)
+    password = base64.b64encode(hmac.digest(key, device.device_id.encode(), hashlib.sha256))
+    passwords = world.folder / "passwords"
+    passwords.touch()
+    for user, word in ((device.device_id, password.decode()), ("operator", "secret")):
+        command = [need("mosquitto_passwd", "mosquitto"), "-b", passwords, user, word]
+        subprocess.run(command, check=True)
+    leaf = world.ca.leaf("ecdsa", ["localhost"])
+    with mosquitto(
+        world.folder / "broker", leaf.chain, leaf.key, f"password_file {passwords}\n"
+    ) as port:
+        operator = Operator(world, port, device.device_id)
+        flash = world.image(
+            port, device=device, config={"profile": "generic"}, files={"/main.py": MAIN}
+        )
+        yield operator, world.board(flash)
+        operator.paho.loop_stop()
+
+
+def test_device_on_any_broker_sends_answers_takes_and_reports(setting):
+    operator, board = setting
+    topic, body = operator.await_("telemetry/")
+    assert body == {"n": 1} and "telemetry/id=1" in topic
+    assert operator.await_("state/reported")[1] == {"firmware": "7"}
+    operator.publish("methods/add/r1", b'{"a": 2, "b": 40}')
+    assert operator.await_("replies/r1/") == (operator.base + "replies/r1/200", 42)
+    operator.publish("methods/missing/r2", b"")
+    assert operator.await_("replies/r2/")[0].endswith("/404")
+    operator.publish("messages/id=m1&zone=3", b"open")
+    board.wait_for(r"GOT b'open' \[\('id', 'm1'\), \('zone', '3'\)\]", 30)
+    operator.publish("messages/id=m1&zone=3", b"open")
+    board.wait_for(r"message +known already", 30)
+    operator.publish("state/desired", b'{"interval": 5, "$version": 2}', retain=True)
+    board.wait_for(r"INTERVAL 5", 30)
+    wanted = {"interval": {"value": 5, "ac": 200, "av": 2}}
+    assert operator.await_("state/reported")[1] == wanted
+    operator.publish("state/desired", b'{"interval": 4, "$version": 1}', retain=True)
+    operator.publish("methods/add/r3", b'{"a": 1, "b": 1}')
+    operator.await_("replies/r3/200")
+    assert "INTERVAL 4" not in board.text and "error" not in board.text
+
+
+def test_message_that_came_while_the_device_was_away_is_kept_by_the_broker(setting, world):
+    operator, board = setting
+    board.wait_for(r"acked id=1", 60)
+    operator.await_("state/reported")
+    board.stop()
+    operator.publish("messages", b"held")
+    board = world.board(world.folder / "flash.bin")
+    board.wait_for(r"GOT b'held' \[\]", 60)
