@@ -1,7 +1,7 @@
 """Key store: the device's identity records in NVS, two slots, so that none is ever half there.
 
-Owns the entries ida, idb, idcur, idtry, idlives and idonb of the NVS namespace (agreed.py), and
-reads the older form sas1/sas2, which stays the lowest. A candidate goes whole into the entry that is
+Owns the NVS entries ida, idb, idcur, idtry, idlives and idonb (agreed.py), and reads the older
+form sas1/sas2, which stays the lowest. A candidate goes whole into the entry that is
 not in use; one i32 write makes it the one in use; only then is the old one erased. Power that
 goes at any flash operation so leaves the old identity or the new one, whole.
 

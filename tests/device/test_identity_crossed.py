@@ -3,17 +3,20 @@ with a name of its own giving, and a trial that ends as nobody foresaw."""
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 
+import paho.mqtt.client as paho
 import pytest
 from cryptography import x509 as certs
 from dpsworld import DpsWorld
+from hubs import eventually, roots_file
 from identities import edit, entries, symmetric
-from outpost_tools import proof
-from outpost_tools.hub.dps import Dps
+from outpost_tools import proof, sas
 from outpost_tools.hub.issuing import DeviceCA
 from outpost_tools.registry import Registry
-from rotations import RotationWorld
+from rotations import AssignedRotation, RotationWorld
 from world import DEVICE_ID, line_number
 
 LEGS_HERE = ("outpost64",)
@@ -124,33 +127,9 @@ def test_a_renewal_that_the_hub_refuses_leaves_a_device_that_works_and_does_not_
 # Rotation of a device that the service has assigned
 
 
-class AssignedRotation(RotationWorld):
-    """A RotationWorld whose device comes through the provisioning service."""
-
-    def __init__(self, world) -> None:
-        hub = world.hub
-        world.registry.remove(DEVICE_ID)
-        self.dps = Dps(world.data, retry_after_s=1)
-
-        def with_service(services):
-            return hub(faces=[self.dps], services=[self.dps, *services])
-
-        world.hub = with_service
-        super().__init__(world)
-
-    def image(self, *keys, **options):
-        dps = {"id_scope": self.dps.id_scope, "host": "127.0.0.1"}
-        flash = super().image(config={"dps": dps}, drop=("hub",), **options)
-        edit(flash, sas1=keys[0].encode(), sas2=keys[1].encode())
-        return flash
-
-
 def test_a_device_whose_key_was_rotated_is_still_known_to_the_provisioning_service(world):
     with AssignedRotation(world) as rotation:
-        made = rotation.dps.enrolments.put(
-            {"registrationId": DEVICE_ID, "attestation": {"type": "symmetricKey"}}
-        )
-        flash = rotation.image(*made.keys)
+        flash = rotation.image()
         rotation.remember(flash)
         board = rotation.start(flash)
         rotation.ready()
@@ -165,7 +144,7 @@ def test_a_device_whose_key_was_rotated_is_still_known_to_the_provisioning_servi
         rotation.rotator().rotate(DEVICE_ID)
         line_number(board, CONNECTED + r".*credential=new primary$", at)
         held = rotation.device().keys
-        assert not set(held) & set(made.keys)
+        assert not set(held) & set(rotation.enrolled.keys)
 
 
 # A trial that ends as nobody foresaw
@@ -212,3 +191,104 @@ def test_a_trial_that_resets_the_board_each_time_does_not_keep_it_away(world):
     board = world.board(flash)
     line_number(board, CONNECTED + r".*credential=primary$", 0, 30)
     board.wait_for(r"acked id=1", 20)
+
+
+# A rotation in hard times
+
+FULL = b"""
+from outpost import Device, errors
+
+device = Device()
+body = b"x" * 3900
+n = 0
+try:
+    while True:
+        device.send(body)
+        n += 1
+except errors.OutboxFull:
+    print("FULL", n)
+device.run()
+"""
+
+
+def test_keys_are_rotated_while_the_outbox_is_full_and_nobody_vouches_for_the_clock(world):
+    with RotationWorld(world) as rotation:
+        known = rotation.signers.for_devices(rotation.fleet.name)
+        files = {"/main.py": FULL, "/trust/signers.json": known}
+        deaf = world.sntp(behaviour="silent")
+        flash = world.image(
+            rotation.hub.port, deaf, files=files, build_time_s=int(time.time()) - 60
+        )
+        rotation.remember(flash)
+        board = rotation.start(flash)
+        line_number(board, r"source=(floor|unvouched)")
+        rotation.ready()
+        rotation.rotator().rotate(DEVICE_ID)
+        at = line_number(board, r"the new key works")
+        full = int(board.wait_for(r"FULL (\d+)", 5)[1])
+        assert full > 20
+        board.wait_for(rf"acked id={full}\b", 60)
+        assert at and "OutboxFull" not in board.text
+
+
+def test_a_thief_who_keeps_taking_over_the_connection_is_out_after_an_emergency(world):
+    with RotationWorld(world) as rotation:
+        flash = rotation.image()
+        rotation.remember(flash)
+        rotation.start(flash)
+        rotation.ready()
+        with Thief(world, rotation.hub) as thief:
+            assert eventually(lambda: thief.taken >= 3)
+            rotation.rotator(patience_s=90).rotate(DEVICE_ID, emergency=True)
+            taken = thief.taken
+            assert eventually(lambda: thief.refused >= 3)
+            assert thief.taken == taken
+        rotation.ready()
+        assert rotation.operator.invoke(DEVICE_ID, "outpost.identity", None, 10, 30)[0] == 200
+
+
+class Thief:
+    """Has the device's old key, connects with it again and again, and answers what it is asked."""
+
+    def __init__(self, world, hub) -> None:
+        self.taken = self.refused = 0
+        self._ended = threading.Event()
+        key = world.device.primary_key
+        self._user = f"127.0.0.1/{DEVICE_ID}/?api-version=2021-04-12"
+        self._token = sas.make(key, f"127.0.0.1/devices/{DEVICE_ID}", int(time.time()) + 3600)
+        self._hub, self._roots = hub, roots_file(world.data)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._ended.set()
+        self._thread.join(10)
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            client = paho.Client(client_id=DEVICE_ID, clean_session=False)
+            client.username_pw_set(self._user, self._token)
+            client.tls_set(str(self._roots))
+            client.on_connect = self._connected
+            client.on_message = self._message
+            with contextlib.suppress(OSError):
+                client.connect("127.0.0.1", self._hub.port)
+                ends = time.monotonic() + 0.6
+                while time.monotonic() < ends and client.loop(0.1) == paho.MQTT_ERR_SUCCESS:
+                    pass
+                client.disconnect()
+            self._ended.wait(0.2)
+
+    def _connected(self, client, userdata, flags, code) -> None:
+        if code:
+            self.refused += 1
+        else:
+            self.taken += 1
+            client.subscribe("$iothub/methods/POST/#")
+
+    def _message(self, client, userdata, message) -> None:
+        rid = message.topic.split("$rid=")[1]
+        client.publish(f"$iothub/methods/res/200/?$rid={rid}", b'{"state": "in use", "key": "x"}')

@@ -254,11 +254,26 @@ class Provisioned(Case):
         service.image(*made.keys, csr=csr, files={"/main.py": MAIN})
 
 
+class Renewed(Case):
+    """An issued certificate is renewed ahead of its end: beside the one in use, and tried."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        service = DpsWorld(world)
+        service.enrolments.put_credential_policy("month", 30)
+        made = service.enrol(credentialPolicyName="month")
+        sntp = world.sntp()
+        service.image(*made.keys, csr=True, sntp=sntp, files={"/main.py": MAIN})
+        self.boot()
+        sntp.offset_s = 22 * 86400
+
+
 SCENES: dict[str, Callable[[World], Case]] = {
     "first boot": FirstBoot,
     "key change": KeyChange,
     "provisioning service": lambda world: Provisioned(world, False),
     "issued certificate": lambda world: Provisioned(world, True),
+    "renewed certificate": Renewed,
 }
 
 
