@@ -14,6 +14,8 @@ NVS_DEVICE_ID = "id"  # UTF-8
 NVS_KEY_PRIMARY = "sas1"  # base64 text of the symmetric key, as IoT Hub shows it
 NVS_KEY_SECONDARY = "sas2"
 NVS_TIME_FLOOR = "floor"  # i32, seconds since 2000-01-01 UTC
+NVS_PAYLOAD_KEY = "payload"  # 32 bytes: A128CBC-HS256, for protected payloads
+PAYLOAD_KEY_BYTES = 32
 NVS_BOOT = "boot"  # i32, number of the last start that made a message without a clock
 NVS_MOMENTS = "moments"  # up to four times: boot number, seconds since 2000 at its uptime 0
 NVS_SEEN = "seen"  # 8 bytes of SHA-256 of each of the last message ids, oldest first
@@ -110,3 +112,4 @@ MESSAGE_MAX_BYTES = 262144  # IoT Hub's limit for one device-to-cloud message
 RESERVED_METHODS = "outpost."  # names of methods that only the library may take
 EVENTS_TOPIC = "devices/%s/messages/events/"
 EVENTS_PROPERTIES = "$.ct=application%2Fjson&$.ce=utf-8"
+EVENTS_SEALED = "$.ct=application%2Fjose&$.ce=utf-8"

@@ -18,12 +18,21 @@ _NEVER = 1 << 50  # of the uptime in ms
 
 
 class Endpoint:
-    """What tls.connect() needs to know of a server."""
+    """What tls.connect() needs to know of a server.
 
-    def __init__(self, hub, port, ecc_only):
+    hub   the name that this device proves itself to
+    host  the server that TLS is spoken with: the hub, or a gateway in front of it
+    """
+
+    def __init__(self, hub, port, ecc_only, gateway=None):
         self.hub = hub
+        self.gateway = gateway
         self.port = port
         self.ecc_only = ecc_only
+
+    @property
+    def host(self):
+        return self.gateway or self.hub
 
 
 class Walk:
@@ -92,7 +101,7 @@ class Walk:
         """The rest of the walk: returns a Session that the hub has accepted."""
         now = self._ready()
         c = self.config
-        where = Endpoint(c.hub, c.port, c.ecc_only)
+        where = Endpoint(c.hub, c.port, c.ecc_only, c.gateway_host)
         if c.dps:
             where.hub = self._assignment.hub(self, now)
         try:
@@ -200,7 +209,7 @@ class Walk:
 
     def ladder(self, where):
         """The record sizes for an endpoint; the last one's is kept."""
-        key = (where.hub, where.port, self.config.record_size)
+        key = (where.host, where.port, self.config.record_size)
         if self._endpoint != key:
             self._endpoint = key
             self._ladder = tls.Ladder(*key)

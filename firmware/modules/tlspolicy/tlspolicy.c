@@ -131,6 +131,8 @@ typedef struct {
     uint16_t in_length;         // what fits into mbedtls's receive buffer, in the handshake
     uint16_t out_length;        // what fits into its send buffer
     bool named;                 // a host name to check was given
+    bool offered;               // a session of this server was offered to it
+    uint8_t host[32];           // SHA-256 of its name
     bool working;               // inside a step of the handshake
     bool closing;               // closed from inside that step: freed when it ends
     bool open;                  // the handshake ended well
@@ -139,6 +141,7 @@ typedef struct {
 typedef struct {
     bool any;
     bool finished;
+    bool resumed;
     char suite[48];
     uint16_t asked, granted;
     bool rooted;
@@ -266,7 +269,8 @@ static void enforce(mbedtls_ssl_config *conf, uint16_t size) {
     mbedtls_ssl_conf_renegotiation(conf, MBEDTLS_SSL_RENEGOTIATION_DISABLED);
     #endif
     #if defined(MBEDTLS_SSL_SESSION_TICKETS)
-    mbedtls_ssl_conf_session_tickets(conf, MBEDTLS_SSL_SESSION_TICKETS_DISABLED);
+    mbedtls_ssl_conf_session_tickets(conf, tlspolicy_session_wanted()
+        ? MBEDTLS_SSL_SESSION_TICKETS_ENABLED : MBEDTLS_SSL_SESSION_TICKETS_DISABLED);
     #endif
     set_record_size(conf, size);
 }
@@ -862,6 +866,7 @@ int __wrap_mbedtls_ssl_set_hostname(mbedtls_ssl_context *ssl, const char *name) 
     int ret = __real_mbedtls_ssl_set_hostname(ssl, name);
     if (c != NULL && !c->open) {
         c->named = ret == 0 && name != NULL && name[0] != '\0';
+        tlspolicy_session_host(c->named ? name : NULL, c->host);
     }
     return ret;
 }
@@ -898,6 +903,9 @@ static int grow(connection_t *c) {
     int ret = mbedtls_ssl_session_reset(c->ssl);
     leave();
     tlspolicy_in_length = FULL_IN;
+    if (ret == 0 && c->offered) {
+        (void)tlspolicy_session_offer(c->ssl, c->host, c->asked, h->root);
+    }
     // mbedtls goes on with its small buffer when there is no memory for the large one.
     if (ret == 0 && heap.largest < c->in_length) {
         ret = MBEDTLS_ERR_SSL_ALLOC_FAILED;
@@ -905,14 +913,23 @@ static int grow(connection_t *c) {
     return ret;
 }
 
+// Whether the server took up the session that was offered, made when its certificate was verified:
+// mbedtls has come to the end without one, by the secret of that session alone.
+static bool resumed(const connection_t *c) {
+    return c->offered && !c->handshake->verified;
+}
+
 static int finish(connection_t *c) {
     mbedtls_ssl_context *ssl = c->ssl;
     int error = 0;
+    if (resumed(c)) {
+        c->handshake->rooted = true;    // by the root that is kept with the session
+    }
     if (mbedtls_ssl_get_version_number(ssl) != MBEDTLS_SSL_VERSION_TLS1_2) {
         error = MBEDTLS_ERR_SSL_BAD_PROTOCOL_VERSION;
     } else if (!suite_allowed(mbedtls_ssl_get_ciphersuite_id_from_ssl(ssl))) {
         error = MBEDTLS_ERR_SSL_HANDSHAKE_FAILURE;
-    } else if (!c->handshake->verified || !c->handshake->rooted
+    } else if (!(c->handshake->verified || resumed(c)) || !c->handshake->rooted
                || mbedtls_ssl_get_verify_result(ssl) != 0) {
         error = MBEDTLS_ERR_X509_CERT_VERIFY_FAILED;
     }
@@ -920,6 +937,8 @@ static int finish(connection_t *c) {
         return fail(c, error);
     }
     keep_facts(c, 0);
+    last.resumed = resumed(c);
+    tlspolicy_session_keep(ssl, c->host, c->asked, c->handshake->root);
     end_handshake(c);
     // After the handshake the send buffer holds no more than was agreed.
     c->out_length = c->granted != 0 ? c->granted : FULL_OUT;
@@ -979,6 +998,7 @@ int __wrap_mbedtls_ssl_handshake(mbedtls_ssl_context *ssl) {
             return MBEDTLS_ERR_SSL_ALLOC_FAILED;
         }
         c->handshake->started_ms = mp_hal_ticks_ms();
+        c->offered = tlspolicy_session_offer(ssl, c->host, c->asked, c->handshake->root);
     }
     if (!c->named) {
         return fail(c, MBEDTLS_ERR_SSL_CERTIFICATE_VERIFICATION_WITHOUT_HOSTNAME);
@@ -1212,6 +1232,7 @@ static mp_obj_t tlspolicy_last(void) {
     mp_obj_t facts = mp_obj_new_dict(14);
     mp_obj_dict_store(facts, MP_OBJ_NEW_QSTR(MP_QSTR_version),
         last.finished ? mp_obj_new_str("TLSv1.2", 7) : mp_const_none);
+    mp_obj_dict_store(facts, MP_OBJ_NEW_QSTR(MP_QSTR_resumed), mp_obj_new_bool(last.resumed));
     mp_obj_dict_store(facts, MP_OBJ_NEW_QSTR(MP_QSTR_suite),
         last.finished ? mp_obj_new_str(last.suite, strlen(last.suite)) : mp_const_none);
     mp_obj_dict_store(facts, MP_OBJ_NEW_QSTR(MP_QSTR_asked), size_or_none(last.asked));
@@ -1265,6 +1286,8 @@ static const mp_rom_map_elem_t tlspolicy_globals_table[] = {
     { MP_ROM_QSTR(MP_QSTR_certificate), MP_ROM_PTR(&tlspolicy_certificate_obj) },
     { MP_ROM_QSTR(MP_QSTR_chain_ok), MP_ROM_PTR(&tlspolicy_chain_ok_obj) },
     { MP_ROM_QSTR(MP_QSTR_client), MP_ROM_PTR(&tlspolicy_client_obj) },
+    { MP_ROM_QSTR(MP_QSTR_session), MP_ROM_PTR(&tlspolicy_session_obj) },
+    { MP_ROM_QSTR(MP_QSTR_keep_session), MP_ROM_PTR(&tlspolicy_keep_session_obj) },
 };
 static MP_DEFINE_CONST_DICT(tlspolicy_globals, tlspolicy_globals_table);
 
