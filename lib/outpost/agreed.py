@@ -40,6 +40,7 @@ COMMAND_METHOD = "outpost.command"
 COMMAND_MAX_BYTES = 4096
 COMMAND_PACKET_BYTES = 4352  # the MQTT packet that such a command comes in
 COMMAND_ROLES = ("keys", "trust", "software")
+COUNTER_MAX = 0x7FFFFFFF
 NVS_COUNTER_PREFIX = "ctr-"  # i32, + role: the counter of the last command taken
 
 # Rotation of keys over the air (docs/rotation.md).
@@ -55,6 +56,7 @@ NVS_KEY_SEQ = "idseq"  # i32: the record's seq that "idsince" is of
 NVS_RECORDS = ("ida", "idb")
 NVS_CURRENT = "idcur"  # i32, 0 or 1: index into NVS_RECORDS
 NVS_TRIAL = "idtry"  # i32, likewise: the candidate on trial
+NVS_TRIAL_LIVES = "idlives"  # i32: how many lives of the device began with it on trial
 NVS_ONBOARD = "idonb"  # a record: what DPS is asked with, where it differs from the one in use
 NVS_BORN = "born"  # DER: self-signed certificate of the born key
 NVS_HUB = "hub"  # UTF-8, four lines: hub, device id, id scope, registration id, as DPS assigned

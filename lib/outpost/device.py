@@ -220,6 +220,7 @@ class Device:
             self._backoff = Backoff(*c.backoff_s)
         self.id = way.identify().device_id
         session = way.connect()
+        self.id = way.who.device_id  # the provisioning service may have given it another
         session.acknowledged = self._acknowledged
         self._session = session
         self._stream = session.sock

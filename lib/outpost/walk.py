@@ -15,6 +15,7 @@ from .link import Link
 from .mqtt import Session
 
 _WALK_S = 60  # from the making of a token to the connection made with it, at the longest
+_LIVES_MOST = 3  # so many may begin with a key on trial: a trial may be what ends them
 _NEVER = 1 << 50  # of the uptime in ms
 
 
@@ -42,6 +43,7 @@ class Walk:
     renew_at      uptime in ms at which the session is to be replaced by a new connection
     credential    name of the key that the session was made with: "primary", "born", ...
     trial_failed  whether the key on trial was tried in this life and did not work
+    trial_feared  whether several lives of the device have ended with it on trial: tried last
     profile       the module that knows what the hub calls things (profile.py)
     model         id of the Plug and Play model that is announced, or None
     """
@@ -54,6 +56,8 @@ class Walk:
         self.renew_at = 0
         self.credential = None
         self.trial_failed = False
+        self.trial_feared = False
+        self._trial_counted = False
         self.profile = None
         self.model = None
         self._mark = None  # of the credential that worked last: the next walk begins with it
@@ -148,7 +152,10 @@ class Walk:
             if c.mark == self._mark:
                 order = order[i:] + order[:i]
                 break
-        return order + trial if self.trial_failed else trial + order
+        if trial and not self._trial_counted:
+            self._trial_counted = True
+            self.trial_feared = keystore.Store().lives_of_trial() > _LIVES_MOST
+        return order + trial if self.trial_failed or self.trial_feared else trial + order
 
     def first_accepted(self, credentials, attempt):
         """(credential, what attempt(credential) gave) of the first that is not refused.
@@ -159,10 +166,11 @@ class Walk:
         for i, credential in enumerate(credentials):
             try:
                 return credential, attempt(credential)
-            except OutpostError as e:
+            except Exception as e:
                 if credential.trial:
+                    # Whatever it was, memory too: the next walk begins with what has worked.
                     self.trial_failed = True
-                if not e.refused and not isinstance(e, IdentityError):
+                if not isinstance(e, IdentityError) and not getattr(e, "refused", False):
                     raise
                 if refusal is None or not refusal.refused:
                     refusal = e
