@@ -217,7 +217,7 @@ def test_full_nvs_keeps_nobody_from_connecting(world):
 
 
 @pytest.mark.parametrize("leg", ["outpost32"], indirect=True)
-@pytest.mark.parametrize("heapsize", ["38K", "42K"])
+@pytest.mark.parametrize("heapsize", ["34K", "37K"])
 def test_heap_that_is_too_small_is_said_and_the_device_goes_on(world, heapsize):
     hub = world.hub()
     board = world.board(world.image(hub.port), heapsize=heapsize)

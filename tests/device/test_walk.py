@@ -86,30 +86,25 @@ def test_messages_sent_while_the_hub_is_away_arrive_when_it_is_back(world):
     assert [n for i, n in enumerate(seen) if n not in seen[:i]] == list(range(1, 21))
 
 
-SENDS = b"""
-import gc
-from outpost import Device
-d = Device()
-
-@d.every(seconds=1)
-def measure():
-    d.send({"free_bytes": gc.mem_free()})
-
-d.run()
-"""
-
-
-def test_library_from_flash_runs_in_112_kib(tmp_path):
+def runs(tmp_path, library, heapsize):
+    """The example, with everything that it uses, connects and sends, and never lacks memory."""
     world = World(tmp_path, "outpost32")
     try:
         hub = world.hub()
-        # Software that only sends: what it does not use is not loaded.
-        flash = world.image(hub.port, library="flash", files={"/main.py": SENDS})
-        board = world.board(flash, heapsize="112K")
-        board.wait_for(r"boot .*library=flash", 30)
-        board.wait_for(r"acked id=2", 60)
+        board = world.board(world.image(hub.port, library=library), heapsize=heapsize)
+        board.wait_for(rf"boot .*library={library}", 30)
+        board.wait_for(r"acked id=3", 60)
+        assert "out of memory" not in board.text
     finally:
         world.close()
+
+
+def test_library_in_the_firmware_runs_in_48_kib(tmp_path):
+    runs(tmp_path, "frozen", "48K")
+
+
+def test_library_from_flash_runs_in_112_kib(tmp_path):
+    runs(tmp_path, "flash", "112K")
 
 
 def test_every_leg_has_the_heap_that_the_issue_names():

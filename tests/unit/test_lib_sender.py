@@ -267,14 +267,12 @@ assert len(s) == 0
 
 def test_policy_of_the_configuration_holds_before_the_first_connection(run):
     run("""
-from outpost import sender
-class config:
-    @staticmethod
-    def load():
-        class c:
-            queue, batch, full, protect = 32, 0, 1, False
-        return c
-sender.config = config
+from outpost import config
+def load():
+    class c:
+        queue, batch, full, protect = 32, 0, 1, False
+    return c
+config.load = load
 s = Sender(open_outbox("outbox"))
 for n in range(40):
     s.accept(bytes(1000), True, NOW)
