@@ -81,6 +81,7 @@ def forms(secret: bytes) -> list[bytes]:
             shown.append(encode(bytes(shift) + secret)[4 if shift else 0 :].rstrip(b"=")[:-1])
     numbers = ", ".join(map(str, secret))
     escaped = "".join(f"\\x{b:02x}" for b in secret)
+    shown.append(repr(secret).encode()[2:-1])
     return [*shown, numbers.encode(), numbers.replace(", ", ",").encode(), escaped.encode()]
 
 

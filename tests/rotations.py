@@ -17,6 +17,7 @@ from outpost_tools.board import Board
 from outpost_tools.ca import FleetCA, create
 from outpost_tools.connection import Connection, roots_of
 from outpost_tools.fleet import Fleet
+from outpost_tools.hub.dps import Dps
 from outpost_tools.hub.rest import RestServer
 from outpost_tools.operator import Operator
 from outpost_tools.provision import signed_by
@@ -142,4 +143,29 @@ class RotationWorld:
         return self.world.registry.get(DEVICE_ID)
 
 
-__all__ = ["DEVICE_ID", "RotationWorld", "edit"]
+class AssignedRotation(RotationWorld):
+    """A RotationWorld whose device comes through the provisioning service."""
+
+    def __init__(self, world: World) -> None:
+        hub = world.hub
+        world.registry.remove(DEVICE_ID)
+        self.dps = Dps(world.data, retry_after_s=1)
+        self.enrolled = self.dps.enrolments.put(
+            {"registrationId": DEVICE_ID, "attestation": {"type": "symmetricKey"}}
+        )
+
+        def with_service(services: list[Any]) -> Any:
+            return hub(faces=[self.dps], services=[self.dps, *services])
+
+        world.hub = with_service  # type: ignore[method-assign]
+        super().__init__(world)
+
+    def image(self, limit: int = 0, **options: Any) -> Path:
+        dps = {"id_scope": self.dps.id_scope, "host": "127.0.0.1"}
+        flash = super().image(limit, config={"dps": dps}, drop=("hub",), **options)
+        primary, secondary = (key.encode() for key in self.enrolled.keys)
+        edit(flash, sas1=primary, sas2=secondary)
+        return flash
+
+
+__all__ = ["DEVICE_ID", "AssignedRotation", "RotationWorld", "edit"]

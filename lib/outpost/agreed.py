@@ -14,6 +14,8 @@ NVS_DEVICE_ID = "id"  # UTF-8
 NVS_KEY_PRIMARY = "sas1"  # base64 text of the symmetric key, as IoT Hub shows it
 NVS_KEY_SECONDARY = "sas2"
 NVS_TIME_FLOOR = "floor"  # i32, seconds since 2000-01-01 UTC
+NVS_PAYLOAD_KEY = "payload"  # 32 bytes: A128CBC-HS256, for protected payloads
+PAYLOAD_KEY_BYTES = 32
 NVS_BOOT = "boot"  # i32, number of the last start that made a message without a clock
 NVS_MOMENTS = "moments"  # up to four times: boot number, seconds since 2000 at its uptime 0
 NVS_SEEN = "seen"  # 8 bytes of SHA-256 of each of the last message ids, oldest first
@@ -38,6 +40,7 @@ COMMAND_METHOD = "outpost.command"
 COMMAND_MAX_BYTES = 4096
 COMMAND_PACKET_BYTES = 4352  # the MQTT packet that such a command comes in
 COMMAND_ROLES = ("keys", "trust", "software")
+COUNTER_MAX = 0x7FFFFFFF
 NVS_COUNTER_PREFIX = "ctr-"  # i32, + role: the counter of the last command taken
 
 # Rotation of keys over the air (docs/rotation.md).
@@ -53,6 +56,7 @@ NVS_KEY_SEQ = "idseq"  # i32: the record's seq that "idsince" is of
 NVS_RECORDS = ("ida", "idb")
 NVS_CURRENT = "idcur"  # i32, 0 or 1: index into NVS_RECORDS
 NVS_TRIAL = "idtry"  # i32, likewise: the candidate on trial
+NVS_TRIAL_LIVES = "idlives"  # i32: how many lives of the device began with it on trial
 NVS_ONBOARD = "idonb"  # a record: what DPS is asked with, where it differs from the one in use
 NVS_BORN = "born"  # DER: self-signed certificate of the born key
 NVS_HUB = "hub"  # UTF-8, four lines: hub, device id, id scope, registration id, as DPS assigned
@@ -108,3 +112,4 @@ MESSAGE_MAX_BYTES = 262144  # IoT Hub's limit for one device-to-cloud message
 RESERVED_METHODS = "outpost."  # names of methods that only the library may take
 EVENTS_TOPIC = "devices/%s/messages/events/"
 EVENTS_PROPERTIES = "$.ct=application%2Fjson&$.ce=utf-8"
+EVENTS_SEALED = "$.ct=application%2Fjose&$.ce=utf-8"

@@ -54,6 +54,8 @@ class Assignment:
             self._asked(kept, kept)
             raise
         self._asked(kept, got)
+        # Whether or not the hub takes what was issued: a loop would serve nobody.
+        self._renew_not_before = log.uptime_ms() + _RENEW_RETRY_MS
         self._who.device_id = got.device_id
         log.say("dps", "assigned hub=%s device=%s" % (got.hub, got.device_id))
         return got.hub
@@ -93,6 +95,7 @@ class Assignment:
             raise
         if request:
             self._keep_certificate(got.chain, slot, now, credential)
+            walk.trial_failed = walk.trial_feared = False
         dps.remember(got, settings, self._name)
         return got
 

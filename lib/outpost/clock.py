@@ -1,7 +1,7 @@
 """Clock: the time, where it came from, and a floor it never goes below.
 
 An ESP32 starts at 2000-01-01, so every certificate is "not yet valid" until the
-clock is set. SNTP (RFC 4330) can be forged, so its answer must lie above the
+clock is set. SNTP (RFC 4330) can be forged, so two servers must agree, above the
 floor, which is raised only by what is signed. Owns the floor in NVS, an i32 of
 seconds since 2000-01-01 UTC. Time here is Unix seconds (int) whatever epoch the
 port counts from.
@@ -12,13 +12,14 @@ import socket
 import struct
 import time
 
-from . import agreed, log
+from . import agreed, log, rtcmem
 from .errors import ClockError
 
 # `time` counts from 2000 on the ESP32 and from 1970 on a unix port.
 _EPOCH = agreed.UNIX_2000 if time.gmtime(0)[0] == 2000 else 0
 _NTP_TO_UNIX = 2208988800
 _ERA = 1 << 32
+AGREE_S = 10  # how near two servers must be
 # The end of an i32 from 2000, in 2068: the board's own date arithmetic ends there.
 LAST = agreed.UNIX_2000 + 0x7FFFFFFF
 
@@ -48,12 +49,14 @@ def stamp(text):
 
 class Clock:
     """source: "unknown" (not looked at yet), "floor" (set to the floor: late, but
-    never early), "rtc" (kept over a reset), "unvouched" (doubted, and nobody gave a
-    better one), or the name of the SNTP server that answered."""
+    never early), "rtc" (kept over a reset), "unvouched" (doubted, or set from answers
+    that nobody confirms), or the names of the SNTP servers that agreed."""
 
     def __init__(self, servers):
         self.servers = servers
         self._asked = False
+        self._doubts = 0  # refusals since the clock was last vouched for
+        self._choices = 1  # times that the last settle() could choose from
         self.source = "unknown"
         self.floor = self._load_floor()
 
@@ -88,16 +91,22 @@ class Clock:
     def doubt(self):
         """The server's certificate or our token was refused: the clock may be why.
 
-        True where the next settle() will ask SNTP though this one did not, so that
-        trying again soon can help. Without this, one wrong answer of SNTP, kept over
-        every reset, would keep a device away until its power is cut.
+        True where the next settle() will ask SNTP though this one did not, or has another
+        time to try, so that trying again soon can help. Without this, one wrong answer of
+        SNTP, kept over every reset, would keep a device away until its power is cut.
         """
-        self.source = "floor" if self.source == "floor" else "unvouched"
-        return not self._asked
+        self._doubts += 1
+        self._become("floor" if self.source == "floor" else "unvouched")
+        return not self._asked or self._doubts < self._choices
 
     def vouched(self):
-        """Whether the time is worth writing down: a server gave it, or it was kept since."""
+        """Whether the time is worth writing down: servers gave it, or it was kept since."""
         return self.source not in ("unknown", "floor", "unvouched")
+
+    def _become(self, source):
+        """Set the source; whether it vouches is known after a reset too."""
+        self.source = source
+        rtcmem.put(rtcmem.CLOCK_VOUCHED, b"\1" if self.vouched() else None)
 
     def _possible(self, unix_s):
         return self.floor <= unix_s <= LAST
@@ -113,12 +122,38 @@ class Clock:
         if self._possible(now()):
             if self.vouched():
                 return now()
-            import machine
-
-            if self.source == "unknown" and machine.reset_cause() != machine.PWRON_RESET:
+            if self.source == "unknown" and _kept_over_reset():
                 self.source = "rtc"
                 return now()
         self._asked = True
+        answers, agreeing = self._ask()
+        if agreeing:
+            self._doubts = 0
+            self._choices = 1
+            _set(answers[-1] + log.uptime_ms() // 1000)
+            self._become(agreeing)
+        elif answers:
+            # Each in turn, then the floor: the server's certificate will tell.
+            self._choices = len(answers) + 1
+            choice = self._doubts % self._choices
+            alone = choice < len(answers)
+            _set(answers[choice] + log.uptime_ms() // 1000 if alone else self.floor)
+            self._become("unvouched" if alone else "floor")
+        elif not self._possible(now()):
+            _set(self.floor)
+            self._become("floor")
+        elif self.source != "floor":
+            self._become("unvouched")
+        return now()
+
+    def _ask(self):
+        """Ask the servers one after the other, until two agree (one, where there is but one).
+
+        (what each answer says the time was at uptime 0, names of those that agree or None);
+        the last answer is one of those.
+        """
+        answers = []
+        names = []
         for host, port in self.servers:
             try:
                 unix_s = query(host, port)
@@ -126,21 +161,39 @@ class Clock:
                 log.say("clock", "no time from %s: %s" % (host, e))
                 continue
             # Below the floor: a forgery or a broken server. The next one may do better.
-            if self._possible(unix_s):
-                _set(unix_s)
-                self.source = host
-                return unix_s
+            if not self._possible(unix_s):
+                log.say(
+                    "clock",
+                    "%s says %s, but it is at least %s: not believed"
+                    % (host, text(unix_s), text(self.floor)),
+                )
+                continue
+            began = unix_s - log.uptime_ms() // 1000
+            if len(self.servers) == 1:
+                return [began], host
+            for i, other in enumerate(answers):
+                if abs(other - began) <= AGREE_S:
+                    return [began], "%s,%s" % (names[i], host)
+            answers.append(began)
+            names.append(host)
+        if answers:
+            up = log.uptime_ms() // 1000
+            said = ", ".join(["%s %s" % (names[i], text(a + up)) for i, a in enumerate(answers)])
             log.say(
                 "clock",
-                "%s says %s, but it is at least %s: not believed"
-                % (host, text(unix_s), text(self.floor)),
+                "of %d time servers no two agree (%s): the time is tried, and not vouched for"
+                % (len(self.servers), said),
             )
-        if not self._possible(now()):
-            _set(self.floor)
-            self.source = "floor"
-        elif self.source != "floor":
-            self.source = "unvouched"
-        return now()
+        return answers, None
+
+
+def _kept_over_reset():
+    """Whether the board's clock was vouched for before this reset, and ran on."""
+    import machine
+
+    if machine.reset_cause() == machine.PWRON_RESET:
+        return False
+    return rtcmem.get(rtcmem.CLOCK_VOUCHED) == b"\1"
 
 
 def _set(unix_s):

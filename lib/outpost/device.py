@@ -138,11 +138,7 @@ class Device:
         self.begin()
         try:
             while True:
-                wait_ms = self.step()
-                if self._stream and not self._in.full():
-                    self._stream.wait(wait_ms)
-                else:
-                    time.sleep_ms(wait_ms)
+                self.pause(self.step())
         finally:
             self.close()
 
@@ -156,6 +152,34 @@ class Device:
     def readable(self):
         """Whether the hub has sent something that step() would read."""
         return self._stream is not None and not self._in.full() and self._stream.readable()
+
+    def run_and_sleep(self, every, linger=1, longest=60):
+        """Instead of run(): connect, send all that waits, take commands, then sleep deeply until
+        `every` seconds after the start. Does not return: the board starts anew. docs/sleep.md.
+
+        linger: seconds to stay once all is sent; longest: seconds awake at the most.
+        """
+        from . import duty
+
+        duty.run(self, every, linger, longest)
+
+    def idle(self):
+        """Whether all that was taken is sent, and nothing received is under way."""
+        session = self._session
+        return session is not None and not (
+            len(self._messages) or len(self._in.tasks) or session.busy()
+        )
+
+    def waiting(self):
+        """How many messages are taken and not yet acknowledged."""
+        return len(self._messages)
+
+    def pause(self, ms):
+        """Wait that long, or until something comes."""
+        if self._stream and not self._in.full():
+            self._stream.wait(ms)
+        else:
+            time.sleep_ms(ms)
 
     def step(self):
         """One bounded slice of work. Returns how long the caller may sleep, in ms.
@@ -199,6 +223,7 @@ class Device:
             self._backoff = Backoff(*c.backoff_s)
         self.id = way.identify().device_id
         session = way.connect()
+        self.id = way.who.device_id  # the provisioning service may have given it another
         session.acknowledged = self._acknowledged
         self._session = session
         self._stream = session.sock

@@ -8,13 +8,15 @@ Owns the blob "hub" in the NVS namespace: what was assigned, and under which sco
 """
 
 import binascii
+import gc
 import json
 import time
 
 from micropython import const
 
-from . import agreed, config, identity, keystore, sas
+from . import agreed, identity, keystore, sas
 from .errors import IdentityError, ProvisioningError
+from .json_in import parse
 
 RESPONSES = "$dps/registrations/res/#"
 _ANSWERS = "$dps/registrations/res/"
@@ -22,7 +24,7 @@ _REGISTER = "$dps/registrations/PUT/iotdps-register/?$rid=%d"
 _STATUS = "$dps/registrations/GET/iotdps-get-operationstatus/?$rid=%d&operationId=%s"
 
 TOKEN_TTL_S = 600
-LIMIT_BYTES = 7168  # of one answer: a chain of CHAIN_MAX_BYTES in base64, and what is around it
+LIMIT_BYTES = 5120  # of one answer: a chain of CHAIN_MAX_BYTES in base64, and what is around it
 _ANSWER_MS = 20000
 _WHOLE_MS = 180000
 _WAIT_S = (1, 3, 30)  # least, usual and most between two questions
@@ -86,7 +88,13 @@ def ask(session, name, csr):
     """Register over a Session that the service has accepted. Returns Assigned."""
     registration = Registration(name, csr)
     session.limit = LIMIT_BYTES
-    session.set_callback(registration.answer)
+
+    def received(topic, body, pid):
+        registration.answer(topic, body)  # where it lies: a chain is long
+        if pid is not None:
+            session.puback(pid)
+
+    session.received = received
     session.subscribe(RESPONSES, 1)
     while registration.assigned is None:
         question = registration.question(time.ticks_ms())
@@ -224,11 +232,10 @@ def _topic(topic):
 
 
 def _object(body):
+    gc.collect()
     try:
-        # MicroPython's parser takes a text that ends early for a whole one.
-        text = body.decode()
-        told = json.loads(text) if config.closed(text) else None
-    except (ValueError, RuntimeError):  # RuntimeError: nested deeper than the stack allows
+        told = parse(body)
+    except ValueError:
         told = None
     if not isinstance(told, dict):
         raise ProvisioningError("the provisioning service answered no JSON object")

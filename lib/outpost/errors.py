@@ -61,10 +61,12 @@ class TlsError(OutpostError):
     """The connection could not be made or was not trusted.
 
     `climb` is True where a larger record size may cure it (see tls.Ladder), `refused`
-    where the server did not take this device's certificate.
+    where the server did not take this device's certificate, `handshake` where the
+    server answered and the handshake with it went wrong.
     """
 
     stage = "tls"
+    handshake = False
 
     def __init__(self, sentence, person=False, climb=False, refused=False):
         super().__init__(sentence, person)

@@ -39,7 +39,8 @@ def use_signer(sign):
 class Credential:
     """One way to prove who this device is.
 
-    name       "primary", "secondary", "certificate", "signer" or "born"; "new ..." on trial
+    name       "primary", "secondary", "certificate", "signer" or "born"; "new ..." on trial,
+               "enrolled ..." for what the provisioning service knows the device by
     mark       the same as long as it is the same key: what was refused is known again by it
     symmetric  whether it signs tokens; else it is shown in the TLS handshake
     place      where it is kept: "trial", "current", "old", "onboard" or "born"
@@ -48,7 +49,7 @@ class Credential:
     def __init__(self, device_id, name, store, place, key=None, seq=0):
         self.device_id = device_id
         self.trial = place == "trial"
-        self.name = "new " + name if self.trial else name
+        self.name = {"trial": "new ", "onboard": "enrolled "}.get(place, "") + name
         self.mark = "%s %s %d" % (place, name, seq)
         self.symmetric = key is not None
         self._key = key
@@ -162,7 +163,7 @@ class Identity:
         return "<Identity %s>" % self.device_id
 
     def credentials(self):
-        """On trial, in use (primary, secondary), born: a list, without any chain in it yet.
+        """On trial, in use (primary, secondary), enrolled, born: a list, no chain in it yet.
 
         Read anew each time: a rotation may have written meanwhile.
         """
@@ -173,11 +174,18 @@ class Identity:
                 found += self._of(record, place)
         if not found or found[-1].trial:
             found += self._old_form()
-        return found + self._born()
+        return found + self._enrolled() + self._born()
+
+    def _enrolled(self):
+        """Since a rotation another than the one in use: a hub that the service has assigned anew
+        knows this device by it."""
+        current, record = self._store.current(), self._store.onboard()
+        same = current and record and current.kind == record.kind
+        return self._of(record, "onboard") if same else []
 
     def onboarding(self):
         """The ways to prove it to the provisioning service: what it was first enrolled with."""
-        others = [c for c in self.credentials() if not c.trial]
+        others = [c for c in self.credentials() if c.place not in ("trial", "onboard")]
         record = self._store.onboard()
         return (self._of(record, "onboard") if record else []) + others
 

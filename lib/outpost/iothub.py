@@ -37,7 +37,8 @@ def events_topic(device_id, number, made=None, more=()):
     made    ISO 8601 of its making, where that is known
     more    (name, text) of further properties
     """
-    topic = agreed.EVENTS_TOPIC % device_id + agreed.EVENTS_PROPERTIES + "&$.mid=%s" % number
+    kind = agreed.EVENTS_SEALED if ("sealed", "dir") in more else agreed.EVENTS_PROPERTIES
+    topic = agreed.EVENTS_TOPIC % device_id + kind + "&$.mid=%s" % number
     if made:
         topic += "&$.ctime=" + sas.quote(made)
     for name, text in more:

@@ -71,9 +71,10 @@ def open_sealed(token, agree):
     try:
         if epk.get("kty") != "EC" or epk.get("crv") != "P-256":
             raise ValueError
-        point = b"\x04" + jose.decode(epk.get("x")) + jose.decode(epk.get("y"))
+        x, y = jose.decode(epk.get("x")), jose.decode(epk.get("y"))
+        point = b"\x04" + x + y
         apu, apv = jose.decode(header.get("apu", "")), jose.decode(header.get("apv", ""))
-        if len(point) != 65:
+        if len(x) != 32 or len(y) != 32:
             raise ValueError
         secret = agree(point)
     except (ValueError, AttributeError):  # AttributeError: x, y, apu or apv is no text

@@ -1,7 +1,7 @@
 """Key store: the device's identity records in NVS, two slots, so that none is ever half there.
 
-Owns the entries ida, idb, idcur, idtry and idonb of the NVS namespace (agreed.py), and reads
-the older form sas1/sas2, which stays the lowest. A candidate goes whole into the entry that is
+Owns the NVS entries ida, idb, idcur, idtry, idlives and idonb (agreed.py), and reads the older
+form sas1/sas2, which stays the lowest. A candidate goes whole into the entry that is
 not in use; one i32 write makes it the one in use; only then is the old one erased. Power that
 goes at any flash operation so leaves the old identity or the new one, whole.
 
@@ -209,9 +209,24 @@ class Store:
         at = 1 if self._at == 0 else 0
         data = pack(record)
         nvs = self.nvs
+        _erase(nvs, agreed.NVS_TRIAL_LIVES)
         write(lambda: (nvs.set_blob(agreed.NVS_RECORDS[at], data), nvs.commit()))
         write(lambda: (nvs.set_i32(agreed.NVS_TRIAL, at), nvs.commit()))
         self._tried = at
+
+    def lives_of_trial(self):
+        """One life of the device more begins with this candidate: how many have by now."""
+        lives = 1
+        try:
+            lives += self.nvs.get_i32(agreed.NVS_TRIAL_LIVES)
+        except OSError:
+            pass  # the first
+        try:
+            self.nvs.set_i32(agreed.NVS_TRIAL_LIVES, min(lives, 1000))
+            self.nvs.commit()
+        except OSError:
+            pass  # NVS is full: then it is not counted
+        return lives
 
     def commit(self):
         """The candidate is the identity from now on, by one write; the old one is erased."""
@@ -228,6 +243,7 @@ class Store:
         if tried is not None:
             _erase(self.nvs, agreed.NVS_TRIAL)
             _erase(self.nvs, agreed.NVS_RECORDS[tried])
+            _erase(self.nvs, agreed.NVS_TRIAL_LIVES)
             self.nvs.commit()
 
     def _tidy(self):
@@ -238,6 +254,7 @@ class Store:
             agreed.NVS_RECORDS[1 - self._at],
             agreed.NVS_KEY_PRIMARY,
             agreed.NVS_KEY_SECONDARY,
+            agreed.NVS_TRIAL_LIVES,
             agreed.NVS_TRIAL,
         ):
             _erase(nvs, name)

@@ -52,6 +52,10 @@ class Session(Writer):
         self._awaits = None  # the packet id of the SUBSCRIBE that subscribe() waits for
         self._asked = None  # of the one that ask() has sent: (packet id, filters, answered)
 
+    def busy(self):
+        """Whether an acknowledgement or the rest of a packet is still to come."""
+        return bool(self.inflight) or self.asking() or self._packets.midway()
+
     @property
     def limit(self):
         return self._limit

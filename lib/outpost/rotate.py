@@ -77,11 +77,14 @@ class Rotation:
     def facts(self, payload=None):
         """Public facts of this device's keys: names and dates, never a key."""
         store = keystore.Store()
+        credential = self._way.credential or ""
         current = store.current() or self._way.who.old_record()
+        if credential.startswith("enrolled "):
+            current = store.onboard()
         trial = store.trial()
         found = {
             "device": self._way.who.device_id,
-            "credential": (self._way.credential or "").replace("new ", ""),
+            "credential": credential.split(" ")[-1],
             "kind": current.kind if current else 0,
             "key": record_id(current),
             "trial": record_id(trial),
@@ -182,21 +185,28 @@ class Rotation:
         wait = args.get("wait", _PATIENCE_S)
         if not isinstance(wait, int) or not 1 <= wait <= _DAY_S:
             raise IdentityError("the command's wait must be seconds from 1 to a day")
+        self._keep_onboard(store)
         store.candidate(record)
         self._patience_ms = wait * 1000
         self._eager = args.get("eager", True) is True
         self._failed_ms = None
         self._dropped = None
         self._noted = False
-        self._way.trial_failed = False
+        self._way.trial_failed = self._way.trial_feared = False
         if self._eager:
             self._due_ms = log.uptime_ms() + _SETTLE_MS
         log.say("identity", "a new key is on trial; the old one stays until it has worked")
 
+    def _keep_onboard(self, store):
+        """The provisioning service knows this device by the key that it was enrolled with."""
+        record = store.current() or self._way.who.old_record()
+        if self._way.config.dps and record:
+            store.keep_onboard(record)
+
     def _give_up(self, store):
         self._dropped = record_id(store.trial())
         store.drop()
-        self._way.trial_failed = False
+        self._way.trial_failed = self._way.trial_feared = False
         self._failed_ms = None
         log.say("identity", "the new key did not work and is dropped; the old one stays")
 
@@ -209,7 +219,7 @@ class Rotation:
             self._due_ms = None
             self._way.trial_failed = False
             return True
-        if self._way.trial_failed:
+        if self._way.trial_failed or self._way.trial_feared:
             self._wait_for_trial(now)
         elif not self._noted:
             self._note()
@@ -220,7 +230,7 @@ class Rotation:
             self._failed_ms = now
         if now - self._failed_ms >= self._patience_ms:
             self._give_up(keystore.Store())
-        elif self._eager:
+        elif self._eager and not self._way.trial_feared:
             self._due_ms = now + _AGAIN_MS
 
     # When the next one is due

@@ -10,13 +10,14 @@ A body is in RAM only while it is written to the connection.
 
 import time
 
-from . import config, log
-from .errors import ConfigError, OutboxFull
+from . import log
+from .errors import OutboxFull, OutpostError
 from .moments import Moments
 from .outbox import BODY_MAX, JSON, OLDEST, PRIORITY_SHIFT, TIME_UNKNOWN, Outbox
 
 WINDOW = 8  # QoS 1 publishes in flight
 PRIORITY_DEFAULT = 1
+SEALED = ("sealed", "dir")  # property of a message whose body is a JWE
 _BATCH_MOST = 32  # messages in one
 
 
@@ -36,6 +37,7 @@ class Sender:
         self.limit = limit
         self.batch = 0  # bytes of one message made of several, 0: none
         self.full = 0  # policy, as the outbox's
+        self.seal = None  # bytes -> bytes, where bodies are encrypted from end to end
         self.sent = 0
         self.acked = 0
         self._moments = Moments()
@@ -57,6 +59,11 @@ class Sender:
         self.limit = c.queue
         self.batch = c.batch
         self.full = c.full
+        self.seal = None
+        if c.protect:
+            from . import protect
+
+            self.seal = protect.load()
         if self.outbox is not None:
             self.outbox.full = c.full
 
@@ -113,9 +120,11 @@ class Sender:
         if self._configured:
             return False
         self._configured = True
+        from . import config  # at most once, and not kept: see walk.py
+
         try:
             self.configure(config.load())
-        except ConfigError:
+        except OutpostError:
             return False
         if self.full:
             self.outbox.refused -= 1  # it is tried again
@@ -193,6 +202,9 @@ class Sender:
             pid = self._pid_from_before(names, session)
             again = pid is not None
             title = _title(names)
+            if self.seal:
+                body = self.seal(body)
+                more.append(SEALED)
             if self.dropped():
                 more.append(("dropped", str(self.dropped())))
             pid = session.publish(topic(title, made, more), body, pid=pid)

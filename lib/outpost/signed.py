@@ -8,8 +8,6 @@ command runs at most once, whatever happens to the power. Never signs.
 
 import os
 
-from micropython import const
-
 from . import agreed, clock, jose
 from .errors import SignedError, number
 
@@ -18,7 +16,6 @@ try:
 except ImportError:  # a stock board
     from .p256 import verify
 
-_COUNTER_MAX = const(0x7FFFFFFF)
 _FIELDS = ("fleet", "device", "role", "op", "exp", "ctr", "args")
 
 
@@ -146,7 +143,7 @@ def _for_us(payload, fleet, device_id, roles):
         not isinstance(payload["op"], str)
         or not isinstance(payload["args"], dict)
         or not _whole(payload["exp"], 0, 0xFFFFFFFF)
-        or not _whole(payload["ctr"], 1, _COUNTER_MAX)
+        or not _whole(payload["ctr"], 1, agreed.COUNTER_MAX)
     ):
         raise SignedError("the command has a field that is not what it must be")
 

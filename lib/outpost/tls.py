@@ -16,7 +16,7 @@ import time
 import tls
 from micropython import const
 
-from . import agreed
+from . import agreed, log, resumption
 from .errors import TlsError
 from .stream import Stream
 
@@ -29,7 +29,7 @@ except ImportError:
 _VERDICTS = (
     (
         "CN) does not match",
-        "its certificate names another host than %s: check `hub` in config.json",
+        "its certificate names another host than %s: check `hub` and `gateway_host` in config.json",
     ),
     ("has expired", "its certificate has expired, or this device's clock is wrong"),
     ("starts in the future", "its certificate is not valid yet by this device's clock"),
@@ -225,7 +225,8 @@ def resolve(host, port):
         return socket.getaddrinfo(host, port)[0][-1]
     except (OSError, IndexError):
         raise TlsError(
-            "the name %s does not resolve: check `hub` in config.json, or the network's DNS" % host
+            "the name %s does not resolve: check `hub` and `gateway_host` in config.json, or the "
+            "network's DNS" % host
         )
 
 
@@ -279,9 +280,10 @@ class Connection:
             )
         root = binascii.hexlify(f["root"]).decode() if f["root"] else "none"
         return line + (
-            " mfl_asked=%d mfl_granted=%d root=%s rx=%d tx=%d ms=%d"
+            " resumed=%d mfl_asked=%d mfl_granted=%d root=%s rx=%d tx=%d ms=%d"
             " tls_heap_peak=%d tls_heap_steady=%d"
             % (
+                f["resumed"],
                 self.asked,
                 self.granted,
                 root,
@@ -294,15 +296,32 @@ class Connection:
         )
 
 
-def connect(config, roots, first_packet, ladder, credential=None):
-    """One verified connection to config.hub, where the credential's certificate is shown.
+def connect(where, roots, first_packet, ladder, credential=None):
+    """One verified connection to where.host, where the credential's certificate is shown.
 
     roots() gives an iterable of DER, whenever it is called. first_packet(stream) writes the first
     application data, in whose flush the handshake happens, and waits for its
     answer. Returns (that answer, Connection). TlsError says why not; the ladder has
-    then moved where that can help.
+    then moved where that can help. The session of the last connection is offered
+    (resumption.py); where it does not do, a full handshake follows at once.
     """
     gc.collect()  # frees the C heap of an earlier connection's context
+    # A key on trial is tried with all of its proof.
+    mark = None if credential is None or credential.trial else credential.mark
+    offer = resumption.Offer(where, roots, mark)
+    try:
+        return _connect(where, roots, first_packet, ladder, credential, offer)
+    except TlsError as e:
+        if not offer.made or not e.handshake:
+            raise
+        log.say("tls", "%s; the session is dropped" % e)
+    finally:
+        offer.done()
+    resumption.forget()
+    return connect(where, roots, first_packet, ladder, credential)
+
+
+def _connect(where, roots, first_packet, ladder, credential, offer):
     result = Connection()
     shown = credential is not None and not credential.symmetric
     ladder.at_least(credential.message_bytes() if shown else 0)
@@ -312,20 +331,21 @@ def connect(config, roots, first_packet, ladder, credential=None):
         policy.full_buffers(ladder.ignored)
         policy.heap_reset()
     start = time.ticks_ms()
-    ctx = context(roots, config.ecc_only)
+    ctx = context(roots, where.ecc_only)
     stream = None
     try:
         if shown:
             credential.arm(ctx)
-        stream = open_stream(config.hub, config.port, ctx, roots)
+        stream = open_stream(where.host, where.port, ctx, roots)
         answer = first_packet(stream)
     except BaseException as e:
         if stream:
             stream.close()
         if not isinstance(e, (ValueError, OSError)):
             raise
-        err = _explain(e, config.hub, shown)
-        if err.climb:
+        err = _explain(e, where.host, shown)
+        err.handshake = True
+        if err.climb and not offer.made:
             ladder.failed()
         raise err
     finally:
@@ -338,4 +358,5 @@ def connect(config, roots, first_packet, ladder, credential=None):
         result.granted = result.facts["granted"] or 0
         result.heap_steady, result.heap_peak = policy.heap()
         ladder.worked(result.granted)
+        offer.kept(result.facts)
     return answer, result

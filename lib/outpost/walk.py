@@ -7,22 +7,34 @@ where it cannot go on. What the stages keep between two walks (the Wi-Fi link, t
 record size that works, the key that was taken) stays here. Owns nothing in flash.
 """
 
-from . import agreed, clock, config, identity, keystore, log, profile, tls, trust, watchdog
+import sys
+
+from . import agreed, clock, identity, keystore, log, profile, tls, trust, watchdog
 from .errors import IdentityError, OutpostError
 from .link import Link
 from .mqtt import Session
 
 _WALK_S = 60  # from the making of a token to the connection made with it, at the longest
+_LIVES_MOST = 3  # so many may begin with a key on trial: a trial may be what ends them
 _NEVER = 1 << 50  # of the uptime in ms
 
 
 class Endpoint:
-    """What tls.connect() needs to know of a server."""
+    """What tls.connect() needs to know of a server.
 
-    def __init__(self, hub, port, ecc_only):
+    hub   the name that this device proves itself to
+    host  the server that TLS is spoken with: the hub, or a gateway in front of it
+    """
+
+    def __init__(self, hub, port, ecc_only, gateway=None):
         self.hub = hub
+        self.gateway = gateway
         self.port = port
         self.ecc_only = ecc_only
+
+    @property
+    def host(self):
+        return self.gateway or self.hub
 
 
 class Walk:
@@ -31,6 +43,7 @@ class Walk:
     renew_at      uptime in ms at which the session is to be replaced by a new connection
     credential    name of the key that the session was made with: "primary", "born", ...
     trial_failed  whether the key on trial was tried in this life and did not work
+    trial_feared  whether several lives of the device have ended with it on trial: tried last
     profile       the module that knows what the hub calls things (profile.py)
     model         id of the Plug and Play model that is announced, or None
     """
@@ -43,6 +56,8 @@ class Walk:
         self.renew_at = 0
         self.credential = None
         self.trial_failed = False
+        self.trial_feared = False
+        self._trial_counted = False
         self.profile = None
         self.model = None
         self._mark = None  # of the credential that worked last: the next walk begins with it
@@ -53,7 +68,7 @@ class Walk:
 
     def configure(self):
         """Read the configuration again: what a person mended meanwhile is picked up."""
-        c = self.config = config.load()
+        c = self.config = _configuration()
         self.profile = profile.load(c.profile)
         log.say(
             "config",
@@ -76,10 +91,17 @@ class Walk:
     def _first_boot(self, name):
         if identity.policy is None:
             return
-        from . import provision
-
         try:
-            if provision.first_boot(identity.device_id(keystore.open_nvs(), name)):
+            nvs = keystore.open_nvs()
+            name = identity.device_id(nvs, name)
+            if identity.born_certificate(nvs):
+                return
+            # In one life of the board alone, so that no later start loads it.
+            from . import provision
+
+            done = provision.first_boot(name)
+            _let_go(provision)
+            if done:
                 log.say("identity", "this board has made the key that it is born with")
         except IdentityError as e:
             log.say("identity", str(e))  # what identity there is may do
@@ -88,7 +110,7 @@ class Walk:
         """The rest of the walk: returns a Session that the hub has accepted."""
         now = self._ready()
         c = self.config
-        where = Endpoint(c.hub, c.port, c.ecc_only)
+        where = Endpoint(c.hub, c.port, c.ecc_only, c.gateway_host)
         if c.dps:
             where.hub = self._assignment.hub(self, now)
         try:
@@ -130,7 +152,10 @@ class Walk:
             if c.mark == self._mark:
                 order = order[i:] + order[:i]
                 break
-        return order + trial if self.trial_failed else trial + order
+        if trial and not self._trial_counted:
+            self._trial_counted = True
+            self.trial_feared = keystore.Store().lives_of_trial() > _LIVES_MOST
+        return order + trial if self.trial_failed or self.trial_feared else trial + order
 
     def first_accepted(self, credentials, attempt):
         """(credential, what attempt(credential) gave) of the first that is not refused.
@@ -141,10 +166,11 @@ class Walk:
         for i, credential in enumerate(credentials):
             try:
                 return credential, attempt(credential)
-            except OutpostError as e:
+            except Exception as e:
                 if credential.trial:
+                    # Whatever it was, memory too: the next walk begins with what has worked.
                     self.trial_failed = True
-                if not e.refused and not isinstance(e, IdentityError):
+                if not isinstance(e, IdentityError) and not getattr(e, "refused", False):
                     raise
                 if refusal is None or not refusal.refused:
                     refusal = e
@@ -192,7 +218,7 @@ class Walk:
 
     def ladder(self, where):
         """The record sizes for an endpoint; the last one's is kept."""
-        key = (where.hub, where.port, self.config.record_size)
+        key = (where.host, where.port, self.config.record_size)
         if self._endpoint != key:
             self._endpoint = key
             self._ladder = tls.Ladder(*key)
@@ -246,6 +272,25 @@ class Walk:
         if self.clock and self.clock.vouched():
             return clock.now() - agreed.UNIX_2000
         return None
+
+
+def _configuration():
+    """What config.py makes of the file. Read from flash, the module takes 5 KB, and nobody needs
+    it while there is a connection."""
+    from . import config
+
+    try:
+        return config.load()
+    finally:
+        _let_go(config)
+
+
+def _let_go(module):
+    """Forget a module that has done its work: it is loaded again where it is needed again."""
+    package, name = module.__name__.split(".")
+    sys.modules.pop(module.__name__, None)
+    if hasattr(sys.modules[package], name):
+        delattr(sys.modules[package], name)
 
 
 def _size(c):

@@ -254,11 +254,26 @@ class Provisioned(Case):
         service.image(*made.keys, csr=csr, files={"/main.py": MAIN})
 
 
+class Renewed(Case):
+    """An issued certificate is renewed ahead of its end: beside the one in use, and tried."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        service = DpsWorld(world)
+        service.enrolments.put_credential_policy("month", 30)
+        made = service.enrol(credentialPolicyName="month")
+        sntp = world.sntp()
+        service.image(*made.keys, csr=True, sntp=sntp, files={"/main.py": MAIN})
+        self.boot()
+        sntp.offset_s = 22 * 86400
+
+
 SCENES: dict[str, Callable[[World], Case]] = {
     "first boot": FirstBoot,
     "key change": KeyChange,
     "provisioning service": lambda world: Provisioned(world, False),
     "issued certificate": lambda world: Provisioned(world, True),
+    "renewed certificate": Renewed,
 }
 
 
@@ -269,6 +284,7 @@ def test_device_connects_as_itself_after_a_power_cut(world, scene):
 
 
 @pytest.mark.exhaustive
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("leg", ["outpost32"], indirect=True)
 @pytest.mark.parametrize("scene", SCENES)
 def test_device_connects_as_itself_after_a_power_cut_at_every_operation(world, scene):
@@ -314,6 +330,7 @@ def test_power_cut_while_it_is_provisioned_leaves_a_device_that_connects(world):
 
 
 @pytest.mark.exhaustive
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("leg", ["outpost32"], indirect=True)
 def test_power_cut_at_every_operation_while_it_is_provisioned(world):
     provisioned_over_the_console(world, None)

@@ -13,10 +13,10 @@ from outpost_tools.board import EXIT_POWER_CUT
 from outpost_tools.errors import OutpostError
 from outpost_tools.nvsimage import Identity
 from outpost_tools.rotationhub import NOT_THERE, OperatorHub
-from rotations import DEVICE_ID, RotationWorld
+from rotations import DEVICE_ID, AssignedRotation, RotationWorld
 
 MODES = ("clean", "torn", "odd")
-KINDS = ("symmetric", "x509", "emergency symmetric", "emergency x509")
+KINDS = ("symmetric", "x509", "emergency symmetric", "emergency x509", "symmetric, assigned")
 # More than any of these rotations needs: the last cuts find the board alive.
 OPERATIONS = 80
 SAMPLE = 3
@@ -54,7 +54,8 @@ class Bench:
     """One provisioned board and its registry entry, put back to where they were for each run."""
 
     def __init__(self, world, kind: str) -> None:
-        self.rotation = RotationWorld(world)
+        self.assigned = "assigned" in kind
+        self.rotation = AssignedRotation(world) if self.assigned else RotationWorld(world)
         self.x509 = "x509" in kind
         self.emergency = "emergency" in kind
         if self.x509:
@@ -67,6 +68,11 @@ class Bench:
         else:
             self.flash = self.rotation.image()
             self.rotation.remember(self.flash)
+        if self.assigned:
+            # Its first connection brings it to the hub.
+            self.rotation.start(self.flash)
+            self.rotation.ready()
+            self.rotation.board.stop()
         self.before = self.flash.read_bytes()
         self.entry = self.rotation.device()
         self.secrets: set[str] = set()

@@ -21,7 +21,7 @@ class machine:
     cause = board.PWRON_RESET
     reset_cause = classmethod(lambda cls: cls.cause)
 sys.modules["machine"] = machine
-from outpost import agreed, clock
+from outpost import agreed, clock, rtcmem
 from outpost.errors import ClockError
 asked, answers = [], {}
 def query(host, port):
@@ -42,7 +42,8 @@ def kept():
     return esp32.NVS("outpost").get_i32(agreed.NVS_TIME_FLOOR) + agreed.UNIX_2000
 clock._set(agreed.UNIX_2000)
 keep(T)
-c = clock.Clock([("a", 123), ("b", 123)])
+ALL = [("a", 123), ("b", 123), ("d", 123)]
+c = clock.Clock(ALL[:1])
 """
 
 
@@ -58,14 +59,16 @@ def run(micropython, tmp_path):
 
 def test_floor_is_used_when_nobody_answers_and_said(run):
     printed = run("""
-assert c.settle() in (T, T + 1) and c.source == "floor" and asked == ["a", "b"]
+c.servers = ALL
+assert c.settle() in (T, T + 1) and c.source == "floor" and asked == ["a", "b", "d"]
 assert clock.now() >= T
 c.settle()
-assert c.source == "floor" and asked == ["a", "b"] * 2      # asked again each time
+assert c.source == "floor" and asked == ["a", "b", "d"] * 2      # asked again each time
 answers["b"] = T + 5000
-assert c.settle() == T + 5000 and c.source == "b"
+answers["d"] = T + 5003
+assert c.settle() in (T + 5003, T + 5004) and c.source == "b,d" and c.vouched()
 c.settle()
-assert asked == ["a", "b"] * 3                              # and then no more
+assert asked == ["a", "b", "d"] * 3                              # and then no more
 """)
     assert "no time from a: no answer" in printed
 
@@ -75,9 +78,10 @@ assert asked == ["a", "b"] * 3                              # and then no more
 )
 def test_forged_answer_outside_the_possible_is_not_believed(run, answer):
     printed = run(f"""
+c.servers = ALL
 answers["a"] = {answer}
-answers["b"] = T + 60
-assert c.settle() in (T + 60, T + 61) and c.source == "b"
+answers["b"] = answers["d"] = T + 60
+assert c.settle() in (T + 60, T + 61) and c.source == "b,d"
 """)
     assert "a says" in printed and "not believed" in printed
 
@@ -134,6 +138,7 @@ def test_clock_kept_over_a_reset_is_used_until_it_is_doubted(run):
     run("""
 machine.cause = 3
 clock._set(T + 1000)
+rtcmem.put(rtcmem.CLOCK_VOUCHED, b"\\1")
 assert c.settle() in (T + 1000, T + 1001) and c.source == "rtc" and not asked
 assert c.doubt() is True
 answers["a"] = T + 99
@@ -151,8 +156,77 @@ def test_clock_that_was_set_to_the_floor_is_never_called_kept(run):
 c.settle()
 machine.cause = 3
 c.settle()
-assert c.source == "floor" and len(asked) == 4
+assert c.source == "floor" and len(asked) == 2
+again = clock.Clock(ALL[:1])                # after the reset
+again.settle()
+assert again.source == "unvouched" and len(asked) == 3
 """)
+
+
+def test_clock_that_was_vouched_for_before_a_reset_is_kept_over_it(run):
+    run("""
+answers["a"] = T + 77
+c.settle()
+machine.cause = 3
+again = clock.Clock(ALL[:1])
+assert again.settle() in (T + 77, T + 78) and again.source == "rtc" and len(asked) == 1
+machine.cause = machine.PWRON_RESET
+again = clock.Clock(ALL[:1])
+again.settle()
+assert again.source == "a" and len(asked) == 2
+""")
+
+
+@pytest.mark.parametrize(
+    ("said", "source"),
+    [
+        (("T+50", "T+60", "None"), "a,b"),
+        (("T+60", "T+50", "None"), "a,b"),
+        (("T+50", "T+9999", "T+52"), "a,d"),
+        (("T-9999", "T+52", "T+50"), "b,d"),
+        (("OSError()", "T+52", "T+50"), "b,d"),
+        (("T+50", "T+61", "T+72"), "unvouched"),
+        (("T+50", "None", "None"), "unvouched"),
+        (("None", "T-1", "T+50"), "unvouched"),
+        (("T-1", "T-1", "T-1"), "floor"),
+    ],
+)
+def test_two_servers_must_agree_within_ten_seconds(run, said, source):
+    run(f"""
+c.servers = ALL
+answers["a"], answers["b"], answers["d"] = {", ".join(said)}
+c.settle()
+assert c.source == {source!r}, c.source
+assert c.vouched() == ("," in c.source)
+if c.vouched():
+    assert T + 50 <= clock.now() <= T + 61
+""")
+
+
+def test_third_server_is_not_asked_where_two_agree(run):
+    run("""
+c.servers = ALL
+answers["a"] = answers["b"] = T + 5
+c.settle()
+assert asked == ["a", "b"] and c.source == "a,b"
+""")
+
+
+def test_each_of_the_answers_that_disagree_is_tried_and_then_the_floor(run):
+    printed = run("""
+c.servers = ALL
+answers["a"], answers["b"], answers["d"] = T + 10**6, T + 10**7, T + 2 * 10**7
+tried = []
+for n in range(5):
+    tried.append((c.settle() - T + 50) // 100 * 100)
+    again = c.doubt()
+    assert again is (n < 3), (n, again)
+assert tried == [10**6, 10**7, 2 * 10**7, 0, 10**6], tried
+answers["d"] = T + 10**6 + 3
+c.settle()
+assert c.source == "a,d"
+""")
+    assert "of 3 time servers no two agree (a 2026-03-12" in printed
 
 
 def test_clock_that_leaps_while_running_is_settled_again(run):
@@ -176,8 +250,9 @@ assert c.settle() in (T, T + 1) and c.source == "floor"
 
 def test_error_without_a_number_from_sntp_is_no_more_than_no_answer(run):
     run("""
+c.servers = ALL
 answers["a"] = OSError()
-answers["b"] = T + 1
+answers["b"] = answers["d"] = T + 1
 assert c.settle() in (T + 1, T + 2)
 """)
 

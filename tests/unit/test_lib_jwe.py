@@ -236,6 +236,14 @@ def test_a_sealing_key_that_is_none_is_refused_in_a_sentence(header):
         ours.open_sealed(remade(header), lambda other: p256.agree(private, other))
 
 
+def test_a_point_has_one_spelling():
+    """The same 64 bytes, cut elsewhere: a strict reader and this one must not disagree."""
+    _, point, _ = new_pair()
+    header = epk(x=b64(point[1:32]), y=b64(point[32:]))
+    with pytest.raises(SealError, match="not on P-256"):
+        ours.open_sealed(remade(header), lambda other: pytest.fail("it was used"))
+
+
 @pytest.mark.parametrize(
     "token",
     [

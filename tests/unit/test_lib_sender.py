@@ -122,12 +122,12 @@ def test_message_dropped_while_in_flight_is_waited_for_no_longer(run):
     run("""
 s = opened(full=1)
 for n in range(8):
-    s.accept(bytes(900), True, NOW)
+    s.accept(bytes(500), True, NOW)
 first = Session()
 s.attach(first)
 s.pump(first, topic, NOW)
 while not s.dropped():
-    s.accept(bytes(900), True, NOW)
+    s.accept(bytes(500), True, NOW)
 again = Session(100)
 s.attach(again)
 s.pump(again, topic, NOW)
@@ -272,7 +272,7 @@ class config:
     @staticmethod
     def load():
         class c:
-            queue, batch, full = 32, 0, 1
+            queue, batch, full, protect = 32, 0, 1, False
         return c
 sender.config = config
 s = Sender(open_outbox("outbox"))

@@ -13,7 +13,7 @@ import pytest
 import tlsdevice
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 READ = """
@@ -261,6 +261,18 @@ def test_weak_hashes_are_not_taken_in_a_chain(tmp_path: Path) -> None:
             subprocess.run(["openssl", *words], check=True, capture_output=True, timeout=30)
         chain = (tmp_path / "c.der").read_bytes() + root.der
         assert judged("outpost64", tmp_path, chain) == [expected_error], digest
+
+
+def test_an_authority_with_a_weak_key_is_not_taken_in_a_chain(tmp_path: Path) -> None:
+    """What the handshake refuses of a server: RSA below 2048 bits, curves below 256."""
+    weak = [rsa.generate_private_key(65537, 1024), ec.generate_private_key(ec.SECP224R1())]
+    good = [pki.key("rsa2048"), pki.key("p256", 413), pki.key("p384", 414)]
+    chains = []
+    for key in weak + good:
+        root = pki.make("Root", key)
+        chains.append(pki.make("leaf", pki.key("p256", 415), root, hosts=["leaf"]).der + root.der)
+    said = "ValueError: a key in the chain is too weak: RSA needs 2048 bits, a curve 256"
+    assert judged("outpost64", tmp_path, *chains) == [said] * 2 + [""] * 3
 
 
 @pytest.mark.parametrize("leg", tlsdevice.OURS)

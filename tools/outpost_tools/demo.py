@@ -6,6 +6,7 @@ anew each time.
 """
 
 import contextlib
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any
 from outpost_tools import console
 from outpost_tools.board import LEGS, Board, Line
 from outpost_tools.errors import OutpostError
+from outpost_tools.hub.faults import ServiceError
 from outpost_tools.hub.server import Chain, Event, Hub, in_words
 from outpost_tools.image import Library, RecordSize, Settings, build_image
 from outpost_tools.partitions import SIZES_MIB
@@ -27,6 +29,12 @@ from outpost_tools.sntp import SntpServer
 DEVICES_MAX = 100
 WATCH_S = 0.2
 SETTLE_S = 1.0
+# What the example main.py is told once it has sent something: a person would type these.
+ORDERS = (
+    "outpost twin patch {} '{{\"interval\": 1}}'",
+    "outpost invoke {} blink 2",
+    "outpost send {} 'good morning'",
+)
 # A stock board has nothing of ours frozen in.
 LIBRARY_OF: dict[str, Library] = {"stock32": "flash", "stock-release": "flash"}
 
@@ -63,6 +71,9 @@ class Demo:
         self._ended = False
         self.tallies: list[console.Tally] = []
         self.boards: list[Board] = []
+        self.obeyed = 0
+        self._heard: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._told: set[str] = set()
 
     def run(self) -> None:
         """Set up, run, clear up. Ends by itself after `run_for_s`, or when every board is down."""
@@ -77,18 +88,16 @@ class Demo:
             try:
                 for device_id, flash in images:
                     self._start(stack, device_id, flash)
-                self._watch()
+                self._watch(hub)
             finally:
                 with self._lock:
                     self._ended = True
 
     def summary(self) -> dict[str, Any]:
-        return console.together(
-            [
-                tally.summary(board.reboots)
-                for tally, board in zip(self.tallies, self.boards, strict=True)
-            ]
-        )
+        """What happened, in numbers; `obeyed` counts the orders that devices carried out."""
+        tallies = zip(self.tallies, self.boards, strict=True)
+        whole = console.together([tally.summary(board.reboots) for tally, board in tallies])
+        return whole | {"obeyed": self.obeyed}
 
     @property
     def acked(self) -> int:
@@ -142,9 +151,10 @@ class Demo:
         self.boards.append(board)
         stack.enter_context(board)
 
-    def _watch(self) -> None:
+    def _watch(self, hub: Hub) -> None:
         started = time.monotonic()
         while any(board.running for board in self.boards):
+            self._give_orders(hub)
             if self.plan.run_for_s is not None:
                 left_s = self.plan.run_for_s - (time.monotonic() - started)
                 if left_s <= 0:
@@ -152,6 +162,27 @@ class Demo:
                 time.sleep(min(left_s, WATCH_S))
             else:
                 time.sleep(WATCH_S)
+
+    def _give_orders(self, hub: Hub) -> None:
+        """To each device that has sent something; an application of the user's gets none."""
+        while not self._heard.empty():
+            device_id = self._heard.get()
+            if self.plan.app is not None or device_id in self._told:
+                continue
+            self._told.add(device_id)
+            core = hub.core
+            works = (
+                core.twin_patch(device_id, desired={"interval": 1}),
+                core.invoke_method(device_id, "blink", 2, 5, 30),
+                core.send_command(device_id, b"good morning"),
+            )
+            for order, work in zip(ORDERS, works, strict=True):
+                self._say(f"$ {order.format(device_id)}")
+                try:
+                    core.wait(work)
+                    self.obeyed += 1
+                except ServiceError as why:
+                    self._say(f"[hub] {device_id} did not obey: {why}")
 
     def _settle(self) -> None:
         """What is on its way when the time is up may still arrive."""
@@ -162,6 +193,8 @@ class Demo:
             time.sleep(0.02)
 
     def _hub_says(self, event: Event) -> None:
+        if event["event"] == "telemetry":
+            self._heard.put(event["device"])
         self._say(f"[hub] {in_words(event)}")
 
     def _say(self, text: str) -> None:

@@ -7,6 +7,8 @@ FULL), so a kill at any point leaves the state before it or after it.
 It never holds a secret: no private key, no symmetric key, no passphrase.
 """
 
+import fcntl
+import hashlib
 import json
 import re
 import secrets
@@ -28,6 +30,8 @@ from outpost_tools.paths import private_dir
 from outpost_tools.registry import check_device_id, thumbprints
 
 FORMAT = 1
+# A clock that is wrong by decades must not use up the numbers that there are.
+COUNTER_OF_CLOCK_MAX = agreed.COUNTER_MAX - (1 << 24)
 MADE_ON = ("device", "host", "")
 
 SCHEMA = (
@@ -191,7 +195,13 @@ class Fleet:
         """
         with self.writing() as db:
             row = db.execute("SELECT last FROM counter WHERE role = ?", (role,)).fetchone()
-            number = max((row[0] if row else 0) + 1, int(time.time()) - agreed.UNIX_2000)
+            now = min(int(time.time()) - agreed.UNIX_2000, COUNTER_OF_CLOCK_MAX)
+            number = max((row[0] if row else 0) + 1, now)
+            if number > agreed.COUNTER_MAX:
+                raise OutpostError(
+                    f"For {role!r} no counter is left, so no command would be taken: the boards "
+                    "need new images."
+                )
             db.execute("INSERT OR REPLACE INTO counter VALUES (?, ?)", (role, number))
         return number
 
@@ -324,6 +334,19 @@ class Fleet:
     def rotations(self) -> list[Rotation]:
         rows = self._all("SELECT * FROM rotation ORDER BY device_id")
         return [Rotation(r[0], r[1], r[2], json.loads(r[3]), r[4]) for r in rows]
+
+    @contextmanager
+    def alone(self, device_id: str) -> Iterator[None]:
+        """No other process rotates the device's keys meanwhile: two would forbid each other's."""
+        name = hashlib.sha256(device_id.encode()).hexdigest()[:16]
+        with (private_dir(self.path.parent / "rotating") / name).open("w") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise OutpostError(
+                    f"Another `outpost rotate` is at work on {device_id!r}: wait for its end."
+                ) from None
+            yield
 
     def rotated(self, device_id: str) -> None:
         """The rotation has come to its end, one way or the other."""

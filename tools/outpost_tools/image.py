@@ -73,6 +73,7 @@ class Settings:
     keepalive_s: int = 240
     rotation_days: int = 0  # age at which the keys are due for others; 0 is never
     dps: Dps | None = None
+    more: Mapping[str, object] = field(default_factory=dict)  # further fields, as they are
 
     def check(self) -> None:
         """Say in one sentence what the device would refuse, before it is built in."""
@@ -119,6 +120,7 @@ class Settings:
                 "suites": self.suites,
                 "keepalive_s": self.keepalive_s,
                 **({"rotation_days": self.rotation_days} if self.rotation_days else {}),
+                **self.more,
             },
             indent=1,
         ).encode()

@@ -9,7 +9,7 @@ import io
 import secrets
 import struct
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -38,6 +38,7 @@ class Identity:
     secondary_key: str = field(default="", repr=False)
     chain: bytes = field(default=b"", repr=False)
     private: bytes = field(default=b"", repr=False)
+    payload: bytes = field(default=b"", repr=False)  # for bodies encrypted from end to end
     seal: bytes = field(default=b"", repr=False)  # a stock board's key to open sealed secrets
 
     @classmethod
@@ -66,6 +67,19 @@ class Identity:
     def of(cls, device: Device) -> "Identity":
         """As the registry has it; of a device with a certificate the registry has the id alone."""
         return cls(device.device_id, device.primary_key, device.secondary_key)
+
+    def with_payload_key(self, file: Path) -> "Identity":
+        """With the 32 raw bytes of a file as the key for protected bodies."""
+        try:
+            key = file.read_bytes()
+        except OSError as why:
+            raise OutpostError(f"Cannot read {file} ({why.strerror}).") from None
+        if len(key) != agreed.PAYLOAD_KEY_BYTES:
+            raise OutpostError(
+                f"{file} holds {len(key)} bytes, not {agreed.PAYLOAD_KEY_BYTES}: make it with "
+                f"'openssl rand {agreed.PAYLOAD_KEY_BYTES} > FILE'."
+            )
+        return replace(self, payload=key)
 
     @property
     def holds(self) -> Literal["symmetric", "x509", "born"]:
@@ -159,6 +173,8 @@ def _blobs(identity: Identity | None) -> list[tuple[str, bytes]]:
         held.append((agreed.NVS_KEY_SECONDARY, identity.secondary_key.encode()))
     if identity.chain:
         held.append((agreed.NVS_RECORDS[0], x509_record(identity.chain, identity.private)))
+    if identity.payload:
+        held.append((agreed.NVS_PAYLOAD_KEY, identity.payload))
     if identity.seal:
         held.append((agreed.NVS_SEAL, identity.seal))
     return held

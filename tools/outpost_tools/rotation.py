@@ -14,7 +14,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cryptography import x509
@@ -74,6 +74,11 @@ class Rotator:
     ) -> Rotated:
         """One device, from where the last run stood to its end; OutpostError where it stops."""
         known = self._known(device_id)
+        with self._fleet.alone(device_id):
+            return self._rotate(known, emergency, kind)
+
+    def _rotate(self, known: Known, emergency: bool, kind: str | None) -> Rotated:
+        device_id = known.device_id
         standing = self._fleet.rotation(device_id)
         if standing and standing.detail.get("emergency"):
             emergency = True
@@ -332,30 +337,47 @@ class _Run:
                 f"forbid its keys with `outpost device disable {self._id}`, and give the board "
                 "new ones by hand."
             )
+        if standing and not standing.detail.get("emergency"):
+            standing = None  # of a normal one that stopped: its new key may be the stolen one
         way = self._hub.way(self._id)
-        if standing and standing.phase == "stored" and way.auth == "sas":
+        if standing and standing.phase in ("storing", "stored") and way.auth == "sas":
             new = next((k for k in way.values if k and key_id(k) == standing.detail["new"]), None)
             if new is not None:
+                if standing.phase == "storing":
+                    self._store(new, way)
                 return self._finish_symmetric(new)
         if not self._locked(way, born, standing):
-            self._keep(kind or "", "locked")
+            # In two steps: a device that a killed run left cut off is let in by the next one, and
+            # one that somebody disabled is not.
+            self._keep(kind or "", "locking")
             self._hub.change(self._id, Way("selfSigned", born), cut=True)
+            self._keep(kind or "", "locked")
             self._say(f"{self._id}: its old keys are forbidden; it comes in by its born key.")
+        elif not way.enabled:
+            raise OutpostError(
+                f"{self._id} is disabled at the hub: `outpost device enable {self._id}` first."
+            )
         facts = self.facts()
         kind = kind or KINDS.get(facts.get("kind", 0), SYMMETRIC)
         if kind == X509:
             return self.x509(facts, dict(standing.detail) if standing else {})
         new = new_key()
         self._offer(new, eager=False)
-        self._keep(SYMMETRIC, "stored", new=key_id(new))
-        self._hub.change(self._id, Way("sas", new, new_key()), cut=True)
+        self._store(new, Way("sas", new, new_key()))
         return self._finish_symmetric(new)
+
+    def _store(self, new: str, way: Way) -> None:
+        """The hub takes the new key and nothing else, and whoever is connected is thrown out."""
+        self._keep(SYMMETRIC, "storing", new=key_id(new))
+        self._hub.change(self._id, replace(way, enabled=True), cut=True)
+        self._keep(SYMMETRIC, "stored", new=key_id(new))
 
     def _locked(self, way: Way, born: str, standing: Any) -> bool:
         """Whether a run before has forbidden all but the born certificate and the new one."""
         allowed = {born, standing.detail.get("new") if standing else None, ""}
         return bool(
             standing
+            and standing.phase != "locking"
             and way.auth == "selfSigned"
             and born in way.values
             and set(way.values) <= allowed

@@ -83,7 +83,8 @@ class OperatorHub:
             device = self._operator.authenticate(
                 device, way.auth, way.first, way.second, "disabled"
             )
-        status = "enabled" if way.enabled else "disabled"
+        # Whoever disabled it meanwhile meant it: only who cut it off lets it in again.
+        status = ("enabled" if way.enabled else "disabled") if cut else device["status"]
         self._operator.authenticate(device, way.auth, way.first, way.second, status)
 
     def ask(self, device_id: str, method: str, payload: Any, patience_s: float) -> tuple[int, Any]:

@@ -131,6 +131,8 @@ typedef struct {
     uint16_t in_length;         // what fits into mbedtls's receive buffer, in the handshake
     uint16_t out_length;        // what fits into its send buffer
     bool named;                 // a host name to check was given
+    bool offered;               // a session of this server was offered to it
+    uint8_t host[32];           // SHA-256 of its name
     bool working;               // inside a step of the handshake
     bool closing;               // closed from inside that step: freed when it ends
     bool open;                  // the handshake ended well
@@ -139,6 +141,7 @@ typedef struct {
 typedef struct {
     bool any;
     bool finished;
+    bool resumed;
     char suite[48];
     uint16_t asked, granted;
     bool rooted;
@@ -165,6 +168,7 @@ static connection_t *active;    // the one that mbedtls works on just now
 static struct {
     size_t now, peak;
     size_t largest;             // largest block since it was last set to 0
+    bool ended;                 // a block was refused since somebody asked
 } heap;
 
 // ------------------------------------------------------------------ what must hold, always
@@ -266,7 +270,8 @@ static void enforce(mbedtls_ssl_config *conf, uint16_t size) {
     mbedtls_ssl_conf_renegotiation(conf, MBEDTLS_SSL_RENEGOTIATION_DISABLED);
     #endif
     #if defined(MBEDTLS_SSL_SESSION_TICKETS)
-    mbedtls_ssl_conf_session_tickets(conf, MBEDTLS_SSL_SESSION_TICKETS_DISABLED);
+    mbedtls_ssl_conf_session_tickets(conf, tlspolicy_session_wanted()
+        ? MBEDTLS_SSL_SESSION_TICKETS_ENABLED : MBEDTLS_SSL_SESSION_TICKETS_DISABLED);
     #endif
     set_record_size(conf, size);
 }
@@ -454,22 +459,35 @@ static int fail(connection_t *c, int error) {
 
 // ------------------------------------------------------------------- between mbedtls and socket
 
-static int socket_send(connection_t *c, const unsigned char *buf, size_t len) {
-    size_t out = tlspolicy_out_length;
-    leave();
-    int ret = c->closing ? 0 : c->send(c->bio, buf, len);
-    enter(c, out);
-    return c->closing ? MBEDTLS_ERR_SSL_CONN_EOF : ret;
-}
-
-static int socket_recv(connection_t *c, unsigned char *buf, size_t len) {
-    size_t out = tlspolicy_out_length;
-    leave();
-    int ret = c->closing ? 0 : c->recv(c->bio, buf, len);
-    enter(c, out);
+// Around a call of the socket, which may be a stream of Python's. mbedtls may come here from outside
+// enter() and leave() too, with an alert: then nothing stays in force afterwards.
+static int socket_came_back(connection_t *c, bool inside, size_t out, int ret, size_t len) {
+    if (inside) {
+        enter(c, out);
+    }
     if (c->closing) {
         return MBEDTLS_ERR_SSL_CONN_EOF;
     }
+    // More than was asked for: whoever goes by that reads and writes beyond the buffer.
+    return ret > 0 && (size_t)ret > len ? MBEDTLS_ERR_SSL_INTERNAL_ERROR : ret;
+}
+
+static int socket_send(connection_t *c, const unsigned char *buf, size_t len) {
+    bool inside = active == c;
+    size_t out = tlspolicy_out_length;
+    leave();
+    int ret = c->closing ? 0 : c->send(c->bio, buf, len);
+    ret = socket_came_back(c, inside, out, ret, len);
+    // mbedtls takes 0 for "all of it went out".
+    return ret == 0 && len > 0 ? MBEDTLS_ERR_SSL_WANT_WRITE : ret;
+}
+
+static int socket_recv(connection_t *c, unsigned char *buf, size_t len) {
+    bool inside = active == c;
+    size_t out = tlspolicy_out_length;
+    leave();
+    int ret = c->closing ? 0 : c->recv(c->bio, buf, len);
+    ret = socket_came_back(c, inside, out, ret, len);
     if (ret > 0 && c->handshake != NULL) {
         c->handshake->rx += ret;
     }
@@ -862,6 +880,7 @@ int __wrap_mbedtls_ssl_set_hostname(mbedtls_ssl_context *ssl, const char *name) 
     int ret = __real_mbedtls_ssl_set_hostname(ssl, name);
     if (c != NULL && !c->open) {
         c->named = ret == 0 && name != NULL && name[0] != '\0';
+        tlspolicy_session_host(c->named ? name : NULL, c->host);
     }
     return ret;
 }
@@ -898,6 +917,9 @@ static int grow(connection_t *c) {
     int ret = mbedtls_ssl_session_reset(c->ssl);
     leave();
     tlspolicy_in_length = FULL_IN;
+    if (ret == 0 && c->offered) {
+        (void)tlspolicy_session_offer(c->ssl, c->host, c->asked, h->root);
+    }
     // mbedtls goes on with its small buffer when there is no memory for the large one.
     if (ret == 0 && heap.largest < c->in_length) {
         ret = MBEDTLS_ERR_SSL_ALLOC_FAILED;
@@ -905,14 +927,23 @@ static int grow(connection_t *c) {
     return ret;
 }
 
+// Whether the server took up the session that was offered, made when its certificate was verified:
+// mbedtls has come to the end without one, by the secret of that session alone.
+static bool resumed(const connection_t *c) {
+    return c->offered && !c->handshake->verified;
+}
+
 static int finish(connection_t *c) {
     mbedtls_ssl_context *ssl = c->ssl;
     int error = 0;
+    if (resumed(c)) {
+        c->handshake->rooted = true;    // by the root that is kept with the session
+    }
     if (mbedtls_ssl_get_version_number(ssl) != MBEDTLS_SSL_VERSION_TLS1_2) {
         error = MBEDTLS_ERR_SSL_BAD_PROTOCOL_VERSION;
     } else if (!suite_allowed(mbedtls_ssl_get_ciphersuite_id_from_ssl(ssl))) {
         error = MBEDTLS_ERR_SSL_HANDSHAKE_FAILURE;
-    } else if (!c->handshake->verified || !c->handshake->rooted
+    } else if (!(c->handshake->verified || resumed(c)) || !c->handshake->rooted
                || mbedtls_ssl_get_verify_result(ssl) != 0) {
         error = MBEDTLS_ERR_X509_CERT_VERIFY_FAILED;
     }
@@ -920,6 +951,8 @@ static int finish(connection_t *c) {
         return fail(c, error);
     }
     keep_facts(c, 0);
+    last.resumed = resumed(c);
+    tlspolicy_session_keep(ssl, c->host, c->asked, c->handshake->root);
     end_handshake(c);
     // After the handshake the send buffer holds no more than was agreed.
     c->out_length = c->granted != 0 ? c->granted : FULL_OUT;
@@ -927,7 +960,7 @@ static int finish(connection_t *c) {
     return 0;
 }
 
-static NORETURN void end_by_exception(connection_t *c, int error, void *exception) {
+static TLSPOLICY_NORETURN void end_by_exception(connection_t *c, int error, void *exception) {
     leave();
     c->working = false;
     fail(c, error);
@@ -979,6 +1012,7 @@ int __wrap_mbedtls_ssl_handshake(mbedtls_ssl_context *ssl) {
             return MBEDTLS_ERR_SSL_ALLOC_FAILED;
         }
         c->handshake->started_ms = mp_hal_ticks_ms();
+        c->offered = tlspolicy_session_offer(ssl, c->host, c->asked, c->handshake->root);
     }
     if (!c->named) {
         return fail(c, MBEDTLS_ERR_SSL_CERTIFICATE_VERIFICATION_WITHOUT_HOSTNAME);
@@ -988,6 +1022,7 @@ int __wrap_mbedtls_ssl_handshake(mbedtls_ssl_context *ssl) {
         // not granted.
         bool keep = c->handshake->server_finished && c->granted == 0;
         enforce(c->conf, keep ? 0 : c->asked);
+        tlspolicy_memory_ended();
         int ret = step(c, keep ? FULL_IN : c->out_length);
         if (c->closing) {
             __wrap_mbedtls_ssl_free(ssl);
@@ -1000,7 +1035,9 @@ int __wrap_mbedtls_ssl_handshake(mbedtls_ssl_context *ssl) {
             return ret;
         }
         if (ret != 0) {
-            return fail(c, ret);
+            // Of a certificate whose signature it had no memory to verify, mbedtls says that it is
+            // not trusted.
+            return fail(c, tlspolicy_memory_ended() ? MBEDTLS_ERR_SSL_ALLOC_FAILED : ret);
         }
     }
     return finish(c);
@@ -1048,12 +1085,21 @@ void __wrap_mbedtls_ssl_free(mbedtls_ssl_context *ssl) {
     __real_mbedtls_ssl_free(ssl);
     if (c != NULL) {
         end_handshake(c);
+        if (active == c) {
+            leave();
+        }
         c->magic = 0;
         mbedtls_free(c);
     }
 }
 
 // ------------------------------------------------------------------------- memory, clock
+
+bool tlspolicy_memory_ended(void) {
+    bool ended = heap.ended;
+    heap.ended = false;
+    return ended;
+}
 
 static void count_taken(size_t size) {
     heap.now += size;
@@ -1076,6 +1122,8 @@ void *__wrap_esp_mbedtls_mem_calloc(size_t count, size_t size) {
     void *memory = __real_esp_mbedtls_mem_calloc(count, size);
     if (memory != NULL) {
         count_taken(heap_caps_get_allocated_size(memory));
+    } else {
+        heap.ended = true;
     }
     return memory;
 }
@@ -1115,6 +1163,7 @@ void *tlspolicy_calloc(size_t count, size_t size) {
     }
     size_t *block = calloc(1, BLOCK_HEADER + count * size);
     if (block == NULL) {
+        heap.ended = true;
         return NULL;
     }
     *block = count * size;
@@ -1212,6 +1261,7 @@ static mp_obj_t tlspolicy_last(void) {
     mp_obj_t facts = mp_obj_new_dict(14);
     mp_obj_dict_store(facts, MP_OBJ_NEW_QSTR(MP_QSTR_version),
         last.finished ? mp_obj_new_str("TLSv1.2", 7) : mp_const_none);
+    mp_obj_dict_store(facts, MP_OBJ_NEW_QSTR(MP_QSTR_resumed), mp_obj_new_bool(last.resumed));
     mp_obj_dict_store(facts, MP_OBJ_NEW_QSTR(MP_QSTR_suite),
         last.finished ? mp_obj_new_str(last.suite, strlen(last.suite)) : mp_const_none);
     mp_obj_dict_store(facts, MP_OBJ_NEW_QSTR(MP_QSTR_asked), size_or_none(last.asked));
@@ -1265,6 +1315,8 @@ static const mp_rom_map_elem_t tlspolicy_globals_table[] = {
     { MP_ROM_QSTR(MP_QSTR_certificate), MP_ROM_PTR(&tlspolicy_certificate_obj) },
     { MP_ROM_QSTR(MP_QSTR_chain_ok), MP_ROM_PTR(&tlspolicy_chain_ok_obj) },
     { MP_ROM_QSTR(MP_QSTR_client), MP_ROM_PTR(&tlspolicy_client_obj) },
+    { MP_ROM_QSTR(MP_QSTR_session), MP_ROM_PTR(&tlspolicy_session_obj) },
+    { MP_ROM_QSTR(MP_QSTR_keep_session), MP_ROM_PTR(&tlspolicy_keep_session_obj) },
 };
 static MP_DEFINE_CONST_DICT(tlspolicy_globals, tlspolicy_globals_table);
 

@@ -28,8 +28,12 @@ static mbedtls_x509_crt *read_one(const uint8_t *der, size_t len, int *ret) {
         return NULL;
     }
     mbedtls_x509_crt_init(crt);
+    tlspolicy_memory_ended();
     *ret = tlspolicy_der_length(der, len) == len ? mbedtls_x509_crt_parse_der_nocopy(crt, der, len)
         : MBEDTLS_ERR_X509_INVALID_FORMAT;
+    if (*ret != 0 && tlspolicy_memory_ended()) {
+        *ret = MBEDTLS_ERR_X509_ALLOC_FAILED;
+    }
     return crt;
 }
 
@@ -139,7 +143,7 @@ static mp_obj_t certificate(mp_obj_t der_in) {
         facts.self_signed = ret == 0;
     }
     free_one(crt);
-    if (tlspolicy_out_of_memory(ret)) {
+    if (tlspolicy_out_of_memory(ret) || (ret != 0 && tlspolicy_memory_ended())) {
         mp_raise_OSError(MP_ENOMEM);
     }
     mp_obj_t dict = mp_obj_new_dict(8);
@@ -161,7 +165,18 @@ MP_DEFINE_CONST_FUN_OBJ_1(tlspolicy_certificate_obj, certificate);
 
 // ---- chains
 
-typedef enum { GOOD, UNREADABLE, TOO_LONG, NOT_ISSUER, NO_AUTHORITY, BAD_SIGNATURE, NO_MEMORY } verdict_t;
+#define LEAST_RSA_BITS (2048)
+#define LEAST_EC_BITS (256)
+
+typedef enum {
+    GOOD, UNREADABLE, TOO_LONG, NOT_ISSUER, NO_AUTHORITY, WEAK_KEY, BAD_SIGNATURE, NO_MEMORY
+} verdict_t;
+
+// As mbedtls_x509_crt_profile_default has it for the handshake.
+static bool is_weak(const mbedtls_pk_context *key) {
+    bool rsa = mbedtls_pk_can_do(key, MBEDTLS_PK_RSA);
+    return mbedtls_pk_get_bitlen(key) < (rsa ? LEAST_RSA_BITS : LEAST_EC_BITS);
+}
 
 static verdict_t judge(const mbedtls_x509_crt *crt, mbedtls_x509_crt *issuer) {
     if (!names_match(crt, issuer)) {
@@ -171,8 +186,12 @@ static verdict_t judge(const mbedtls_x509_crt *crt, mbedtls_x509_crt *issuer) {
         || mbedtls_x509_crt_check_key_usage(issuer, MBEDTLS_X509_KU_KEY_CERT_SIGN) != 0) {
         return NO_AUTHORITY;
     }
+    if (is_weak(&issuer->pk)) {
+        return WEAK_KEY;
+    }
     int ret = signed_by(crt, issuer);
-    return ret == 0 ? GOOD : tlspolicy_out_of_memory(ret) ? NO_MEMORY : BAD_SIGNATURE;
+    bool memory = tlspolicy_out_of_memory(ret) || (ret != 0 && tlspolicy_memory_ended());
+    return ret == 0 ? GOOD : memory ? NO_MEMORY : BAD_SIGNATURE;
 }
 
 // Two of them are in memory at a time.
@@ -218,6 +237,9 @@ static mp_obj_t chain_ok(mp_obj_t chain_in) {
         case NO_AUTHORITY:
             mp_raise_ValueError(MP_ERROR_TEXT(
                 "a certificate of the chain signed another but is no certificate authority"));
+        case WEAK_KEY:
+            mp_raise_ValueError(MP_ERROR_TEXT(
+                "a key in the chain is too weak: RSA needs 2048 bits, a curve 256"));
         case BAD_SIGNATURE:
             mp_raise_ValueError(MP_ERROR_TEXT(
                 "a signature in the chain is not by the key of the next certificate"));

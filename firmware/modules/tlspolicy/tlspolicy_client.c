@@ -72,6 +72,7 @@ static int read_chain(const uint8_t *der, size_t len, tlspolicy_own_t **result) 
     mbedtls_x509_crt_init(&own->chain);
     own->message = MESSAGE_HEAD;
     ret = len == 0 ? MBEDTLS_ERR_X509_INVALID_FORMAT : 0;
+    tlspolicy_memory_ended();
     for (int count = 1; ret == 0 && len > 0; ++count) {
         size_t size = tlspolicy_der_length(der, len);
         ret = size == 0 || count > MAX_CHAIN ? MBEDTLS_ERR_X509_INVALID_FORMAT
@@ -85,7 +86,7 @@ static int read_chain(const uint8_t *der, size_t len, tlspolicy_own_t **result) 
     }
     if (ret != 0) {
         tlspolicy_own_free(own);
-        return ret;
+        return tlspolicy_memory_ended() ? MBEDTLS_ERR_X509_ALLOC_FAILED : ret;
     }
     *result = own;
     return 0;
@@ -104,7 +105,8 @@ int tlspolicy_own_take(tlspolicy_own_t **own) {
         (*own)->number = client->number;
         (*own)->slot = client->slot;
     }
-    return ret;
+    // The code at which MicroPython collects garbage and tries once more.
+    return tlspolicy_out_of_memory(ret) ? MBEDTLS_ERR_SSL_ALLOC_FAILED : ret;
 }
 
 mbedtls_x509_crt *tlspolicy_own_chain(tlspolicy_own_t *own) {

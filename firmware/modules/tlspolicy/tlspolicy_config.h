@@ -21,6 +21,10 @@
 #ifndef MBEDTLS_SSL_ENCRYPT_THEN_MAC
 #define MBEDTLS_SSL_ENCRYPT_THEN_MAC
 #endif
+// A session may be offered again, by the ticket that the server gave or by its id.
+#ifndef MBEDTLS_SSL_SESSION_TICKETS
+#define MBEDTLS_SSL_SESSION_TICKETS
+#endif
 // Roots are asked for when they are needed, not loaded.
 #ifndef MBEDTLS_X509_TRUSTED_CERTIFICATE_CALLBACK
 #define MBEDTLS_X509_TRUSTED_CERTIFICATE_CALLBACK

@@ -52,6 +52,7 @@ static void end_work(work_t *w) {
 static int begin_work(work_t **work, bool random) {
     static const unsigned char purpose[] = "outpost keys";
     int ret = 0;
+    tlspolicy_memory_ended();
     work_t *w = mbedtls_calloc(1, sizeof(*w));
     *work = w;
     if (w == NULL) {
@@ -184,7 +185,8 @@ bool tlspolicy_out_of_memory(int code) {
 }
 
 void tlspolicy_raise_ec(int code) {
-    if (tlspolicy_out_of_memory(code)) {
+    // Without memory mbedtls also says that its source of random numbers failed.
+    if (tlspolicy_out_of_memory(code) || tlspolicy_memory_ended()) {
         mp_raise_OSError(MP_ENOMEM);
     }
     if (code == MBEDTLS_ERR_ECP_INVALID_KEY || code == MBEDTLS_ERR_ECP_BAD_INPUT_DATA) {

@@ -10,6 +10,7 @@
 // tlspolicy_store.c    where the private keys lie, and who may not go there
 // tlspolicy_der.c      what is written and read in DER: requests, certificates, signatures
 // tlspolicy_cert.c     certificates as Python sees them
+// tlspolicy_session.c  the session of a connection, offered to the same server again
 #ifndef OUTPOST_TLSPOLICY_INTERNAL_H
 #define OUTPOST_TLSPOLICY_INTERNAL_H
 
@@ -169,11 +170,29 @@ mbedtls_pk_context *tlspolicy_own_key(tlspolicy_own_t *own);
 size_t tlspolicy_own_message(const tlspolicy_own_t *own);
 MP_DECLARE_CONST_FUN_OBJ_VAR_BETWEEN(tlspolicy_client_obj);
 
-// ---- tlspolicy.c, for the signature in the handshake
+// ---- tlspolicy_session.c
+
+// Whether a session is to be kept or offered at all: tickets are asked for only then.
+bool tlspolicy_session_wanted(void);
+void tlspolicy_session_host(const char *name, uint8_t host[32]);
+// Before the first message of a handshake. True where a session was made with this server, by its
+// name, and with this record size; `root` is then the root that it was verified by.
+bool tlspolicy_session_offer(mbedtls_ssl_context *ssl, const uint8_t host[32], uint16_t asked,
+    uint8_t root[32]);
+// After a handshake that ended well.
+void tlspolicy_session_keep(const mbedtls_ssl_context *ssl, const uint8_t host[32], uint16_t asked,
+    const uint8_t root[32]);
+MP_DECLARE_CONST_FUN_OBJ_VAR_BETWEEN(tlspolicy_session_obj);
+MP_DECLARE_CONST_FUN_OBJ_VAR_BETWEEN(tlspolicy_keep_session_obj);
+
+// ---- tlspolicy.c
 
 // The connection in whose handshake mbedtls is just now; NULL: none. `own` gets what it proves
 // itself with.
 void *tlspolicy_in_handshake(tlspolicy_own_t **own);
+// Whether mbedtls was refused memory since the last question. For an RSA key that it cannot load
+// mbedtls's own code is the same as for one that makes no sense.
+bool tlspolicy_memory_ended(void);
 // Around a call out of mbedtls into Python. `raised`: an exception to go on its way once mbedtls
 // has come back, or NULL. False: the connection was closed meanwhile.
 size_t tlspolicy_step_out(void);

@@ -121,18 +121,18 @@ MP_DEFINE_CONST_FUN_OBJ_2(tlspolicy_key_sign_obj, key_sign);
 static mp_obj_t key_agree(mp_obj_t slot_in, mp_obj_t point_in) {
     unsigned slot = tlspolicy_slot(slot_in);
     const uint8_t *point = exactly(point_in, TLSPOLICY_POINT_BYTES);
-    uint8_t secret[TLSPOLICY_SCALAR_BYTES];
+    // Computed where it is handed out: no copy stays on the stack, even where memory ends.
+    vstr_t secret;
+    vstr_init_len(&secret, TLSPOLICY_SCALAR_BYTES);
     tlspolicy_key_t key;
     int ret = 0;
     int err = tlspolicy_key_load(slot, &key);
     if (err == ESP_OK) {
-        ret = tlspolicy_ec_agree(&key, point, secret);
+        ret = tlspolicy_ec_agree(&key, point, (uint8_t *)secret.buf);
     }
     mbedtls_platform_zeroize(&key, sizeof(key));
     check(err, ret);
-    mp_obj_t agreed = mp_obj_new_bytes(secret, sizeof(secret));
-    mbedtls_platform_zeroize(secret, sizeof(secret));
-    return agreed;
+    return mp_obj_new_bytes_from_vstr(&secret);
 }
 MP_DEFINE_CONST_FUN_OBJ_2(tlspolicy_key_agree_obj, key_agree);
 

@@ -106,6 +106,7 @@ void tlspolicy_walk_roots(provider_t *provider, const mbedtls_x509_crt *child,
             mp_raise_OSError(MP_ENOMEM);
         }
         mbedtls_x509_crt_init(root);
+        tlspolicy_memory_ended();
         int ret = mbedtls_x509_crt_parse_der(root, der.buf, der.len);
         if (ret == 0 && may_have_issued(root, child)) {
             while (*found != NULL) {
@@ -115,7 +116,7 @@ void tlspolicy_walk_roots(provider_t *provider, const mbedtls_x509_crt *child,
             continue;
         }
         tlspolicy_free_roots(root);
-        if (ret != 0 && tlspolicy_out_of_memory(ret)) {
+        if (ret != 0 && (tlspolicy_out_of_memory(ret) || tlspolicy_memory_ended())) {
             mp_raise_OSError(MP_ENOMEM);
         }
         if (ret != 0) {

@@ -1,5 +1,6 @@
 """`outpost image`, `board run` and `demo`: a device's flash image and what runs it."""
 
+import json
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -65,6 +66,23 @@ def record_size_of(text: str) -> Any:
     return int(text) if text.isascii() and text.isdigit() else text
 
 
+def _more(config: Path | None, gateway: str | None, protect: bool) -> dict[str, object]:
+    """Fields of config.json that have no option of their own, and those of the two that have."""
+    more: dict[str, object] = {}
+    if config is not None:
+        try:
+            more = json.loads(config.read_text())
+        except (OSError, ValueError):
+            more = []  # type: ignore[assignment]
+        if not isinstance(more, dict):
+            raise OutpostError(f"{config} does not hold a JSON object.")
+    if gateway:
+        more["gateway_host"] = gateway
+    if protect:
+        more["protect"] = "jwe"
+    return more
+
+
 @app.command("image", epilog="Example: outpost image pump-7 -o pump-7.bin --hub localhost")
 def image(
     device_id: Annotated[str, typer.Argument(metavar="ID", help="A device of the registry.")],
@@ -127,6 +145,18 @@ def image(
     key: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The certificate's private key, PEM.")
     ] = None,
+    gateway: Annotated[
+        str | None,
+        typer.Option(metavar="HOST", help="The server to speak TLS with in the hub's place."),
+    ] = None,
+    payload_key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="32 bytes: encrypt bodies from end to end (JWE)."),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON object of further fields for config.json."),
+    ] = None,
     seal_key: Annotated[
         bool,
         typer.Option(
@@ -182,6 +212,7 @@ def image(
         suites=suites.value,
         keepalive_s=keepalive,
         rotation_days=rotation_days,
+        more=_more(config, gateway, payload_key is not None),
         dps=Dps(dps, dps_host, registration_id, dps_csr) if dps else None,
     )
     settings.check()
@@ -195,6 +226,8 @@ def image(
     else:
         with Registry(folder) as registry:
             device = Identity.of(registry.get(device_id))
+    if payload_key is not None:
+        device = device.with_payload_key(payload_key)
     if root:
         trust, trusted = roots.choose(root), root
     elif DevCA.exists(folder):

@@ -1,0 +1,70 @@
+"""RTC memory: 2,048 bytes that outlive deep sleep and a reset, and go with the power.
+
+Holds small parts, each under a number, with a CRC over all of it: memory that was not written by
+us, or not whole, counts as empty. What is here may be lost at any time, and can be read by
+whoever holds the board; nothing of it ever goes to flash. An application that writes
+machine.RTC().memory() itself takes it away from the library, which then goes on without.
+"""
+
+import binascii
+import struct
+
+from micropython import const
+
+_MAGIC = b"ORT1"
+_SIZE = const(2048)
+
+CLOCK_VOUCHED = const(1)  # one byte: 1 where the board's clock was set by one who vouched for it
+SESSION = const(2)  # a TLS session (resumption.py)
+
+
+def _load():
+    """The memory as it is, where it is ours and whole; else nothing."""
+    import machine
+
+    whole = machine.RTC().memory()
+    if len(whole) < 8 or whole[:4] != _MAGIC:
+        return b""
+    if binascii.crc32(memoryview(whole)[8:]) != struct.unpack_from("<I", whole, 4)[0]:
+        return b""
+    return whole
+
+
+def _parts(whole):
+    """(number, begin, end) of each part in it."""
+    at = 8
+    while at + 3 <= len(whole):
+        number, size = struct.unpack_from("<BH", whole, at)
+        yield number, at + 3, at + 3 + size
+        at += 3 + size
+
+
+def get(number):
+    """The bytes kept under a number, or None."""
+    whole = _load()
+    for found, begin, end in _parts(whole):
+        if found == number:
+            return whole[begin:end]
+    return None
+
+
+def put(number, data):
+    """Keep bytes under a number; None takes them out. False where there is no room."""
+    whole = _load()
+    after = bytearray(8)
+    for found, begin, end in _parts(whole):
+        if found != number:
+            after += memoryview(whole)[begin - 3 : end]
+        elif data is not None and data == whole[begin:end]:
+            return True
+    if data is not None:
+        after += struct.pack("<BH", number, len(data))
+        after += data
+    if len(after) > _SIZE:
+        return False
+    import machine
+
+    after[:4] = _MAGIC
+    struct.pack_into("<I", after, 4, binascii.crc32(memoryview(after)[8:]))
+    machine.RTC().memory(after)
+    return True
