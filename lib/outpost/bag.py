@@ -38,14 +38,22 @@ def parse(raw):
 
 
 def unix(text):
-    """Unix seconds of ISO 8601 in UTC, or of a whole number; None where it is neither."""
+    """Unix seconds of ISO 8601 in UTC, or of a whole number; None where it is neither, or a time
+    that is none of this board's calendar (2000 to 2067)."""
     try:
         if len(text) < 12:
-            return int(text)
-        if text[4] != "-" or text[10] not in "T " or text[-6] in "+-":
+            found = int(text)
+        elif text[4] != "-" or text[10] not in "T " or text[-6] in "+-":
             return None
-        return clock.unix(
-            *[int(text[a:b]) for a, b in ((0, 4), (5, 7), (8, 10), (11, 13), (14, 16), (17, 19))]
-        )
+        elif not 2000 <= int(text[:4]) <= 2067:
+            return None
+        else:
+            found = clock.unix(
+                *[
+                    int(text[a:b])
+                    for a, b in ((0, 4), (5, 7), (8, 10), (11, 13), (14, 16), (17, 19))
+                ]
+            )
+        return found if 0 <= found <= clock.LAST else None
     except (ValueError, IndexError, OverflowError):
         return None

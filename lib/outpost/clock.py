@@ -21,7 +21,7 @@ _NTP_TO_UNIX = 2208988800
 _ERA = 1 << 32
 AGREE_S = 10  # how near two servers must be
 # The end of an i32 from 2000, in 2068: the board's own date arithmetic ends there.
-_LAST = agreed.UNIX_2000 + 0x7FFFFFFF
+LAST = agreed.UNIX_2000 + 0x7FFFFFFF
 
 
 def now():
@@ -31,7 +31,7 @@ def now():
 
 def text(unix):
     """ISO 8601 of Unix seconds (up to 2068, where the board's calendar ends)."""
-    t = time.gmtime(min(unix, _LAST) - _EPOCH)
+    t = time.gmtime(min(unix, LAST) - _EPOCH)
     return "%04d-%02d-%02dT%02d:%02d:%02dZ" % t[:6]
 
 
@@ -43,7 +43,7 @@ def unix(year, month, day, hour=0, minute=0, second=0):
 def stamp(text):
     """Unix seconds of 'YYYYMMDDHHMMSS', at most where the board's calendar ends."""
     if int(text[:4]) > 2067:
-        return _LAST
+        return LAST
     return unix(*[int(text[a:b]) for a, b in ((0, 4), (4, 6), (6, 8), (8, 10), (10, 12), (12, 14))])
 
 
@@ -76,7 +76,7 @@ class Clock:
         connections costs few erases. Where NVS takes no more (it is full), the floor
         holds until the next restart.
         """
-        if unix_s < self.floor + 86400 or unix_s > _LAST:
+        if unix_s < self.floor + 86400 or unix_s > LAST:
             return
         self.floor = unix_s
         import esp32
@@ -109,7 +109,7 @@ class Clock:
         rtcmem.put(rtcmem.CLOCK_VOUCHED, b"\1" if self.vouched() else None)
 
     def _possible(self, unix_s):
-        return self.floor <= unix_s <= _LAST
+        return self.floor <= unix_s <= LAST
 
     def settle(self):
         """Make the clock usable: keep it, ask SNTP, or fall back to the floor.

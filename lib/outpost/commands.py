@@ -13,7 +13,8 @@ from . import clock, log, telemetry
 from .errors import OutpostError
 from .json_in import parse
 from .seen import Seen
-from .tasks import OK, TIMED_OUT
+from .tasks import HANDLER_S, OK, TIMED_OUT
+from .timers import milliseconds
 
 _TIMEOUT_S = const(60)
 _NAME_MAX = const(128)
@@ -34,7 +35,7 @@ class Commands:
         self._tasks = tasks
         self._methods = {}  # name -> (handler, seconds that it may take)
         self._handler = None
-        self._underway = {}  # mark of a message whose handler is not through -> (packet id, life)
+        self._underway = {}  # mark -> for each message whose handler is at work its [(pid, life)]
         self._raised = {}  # mark -> how often its handler has raised
         self._seen = None
         self._life = 0  # counts connections: an answer belongs to the one that asked
@@ -55,6 +56,8 @@ class Commands:
         """
         if not isinstance(name, str) or not 1 <= len(name) <= _NAME_MAX:
             raise ValueError("a method's name is a text of 1 to %d characters" % _NAME_MAX)
+        if timeout_s is not None:
+            milliseconds(timeout_s, "timeout_s")  # ValueError now, not in the middle of a call
         if handler is None:
             self._methods.pop(name, None)
         else:
@@ -125,8 +128,11 @@ class Commands:
         if self._session is None:
             return
         try:
+            if not telemetry.is_json(value):
+                raise ValueError("bytes are none")
             body = telemetry.encode(value)
-        except ValueError:
+        except ValueError as e:
+            log.say("method", "a result has no JSON that can be sent: %s" % e)
             status, body = 500, telemetry.encode(_sentence("the method's result has no JSON"))
         except MemoryError:
             status, body = 500, b'{"error":"there was no memory for the result"}'
@@ -152,29 +158,54 @@ class Commands:
             self._acknowledge(pid, self._life)
             return
         self._seen = self._seen or Seen()
-        # What has no id is known by its body, but only while its handler fails.
-        mark = self._seen.mark(mid or body)
-        if mark in self._underway:
-            # Its handler is at work: the acknowledgement is for this delivery of it.
-            self._underway[mark] = (pid, self._life)
+        mark = self._seen.mark(self._id, mid, body)
+        deliveries = self._redelivered(mark, bool(mid))
+        if deliveries is not None:
+            # Its handler is at work: what it comes to is for this delivery of it too.
+            if len(deliveries) < _RAISED_MAX:
+                deliveries.append((pid, self._life))
             return
         if mid and mark in self._seen:
             log.say("message", "known already: acknowledged again")
             self._acknowledge(pid, self._life)
             return
-        self._underway[mark] = (pid, self._life)
+        try:
+            body = _copy(body)
+        except MemoryError:
+            log.say("message", "there is no memory for it now: left with the hub")
+            return
+        deliveries = [(pid, self._life)]
+        self._underway.setdefault(mark, []).append(deliveries)
         self.messages += 1
         log.say("message", "came bytes=%d" % len(body))
 
         def done(outcome, value):
-            delivery = self._underway.pop(mark)
+            self._through(mark, deliveries)
             if outcome != OK and not self._give_up(mark):
                 return
+            self._raised.pop(mark, None)
             if mid:
                 self._seen.add(mark)
-            self._acknowledge(*delivery)
+            for delivery in deliveries:
+                self._acknowledge(*delivery)
 
-        self._tasks.call(self._handler, (bytes(body), properties), done)
+        self._tasks.call(self._handler, (body, properties), done, HANDLER_S)
+
+    def _redelivered(self, mark, named):
+        """The deliveries of the message under way that this is once more, or None.
+
+        What has no id is known by its body, and only over a new connection: on one connection
+        the same body twice is two messages.
+        """
+        for deliveries in self._underway.get(mark, ()):
+            if named or all([life != self._life for _, life in deliveries]):
+                return deliveries
+        return None
+
+    def _through(self, mark, deliveries):
+        others = [d for d in self._underway.pop(mark) if d is not deliveries]
+        if others:
+            self._underway[mark] = others
 
     def _give_up(self, mark):
         """Whether a message whose handler raised is done with. Until then the hub keeps it."""
@@ -191,6 +222,12 @@ class Commands:
     def _acknowledge(self, pid, life):
         if pid is not None and self._session is not None and life == self._life:
             self._session.puback(pid)
+
+
+def _copy(body):
+    if len(body) > _LARGE_BYTES:
+        gc.collect()
+    return bytes(body)
 
 
 def _reply(name, outcome, value):

@@ -44,6 +44,7 @@ class Device:
         self._in = Incoming(self._way.at_least)
         self._watched = False
         self._stepping = False
+        self._leaving = False
         self._session = None
         self._stream = None
         self._ack_timeout_ms = _ACK_TIMEOUT_MS
@@ -197,6 +198,8 @@ class Device:
             return max(0, min(wait, self._recover(e)))
         finally:
             self._stepping = False
+            if self._leaving:
+                self.close()
             watchdog.feed()
 
     def _advance(self):
@@ -247,7 +250,7 @@ class Device:
             err.person = False
         wait = self._backoff.next_ms(err.person, err.busy)
         self._retry_at = log.uptime_ms() + wait
-        self.close()
+        self._end()
         log.say(
             "error",
             "%s: %s; next attempt in %.1f s kind=%s" % (err.stage, err, wait / 1000, err.kind()),
@@ -267,7 +270,14 @@ class Device:
             return _IDLE_MS
 
     def close(self):
-        """End the connection in order; step() makes a new one."""
+        """End the connection in order; step() makes a new one. From a handler: once the slice
+        that it is called in is over."""
+        self._leaving = self._stepping
+        if not self._stepping:
+            self._end()
+
+    def _end(self):
+        self._leaving = False
         self.online = False
         session, self._session, self._stream = self._session, None, None
         self._in.detach()
@@ -294,7 +304,7 @@ class Device:
 
     def _again(self):
         """A new connection, now. Returns ms to sleep."""
-        self.close()
+        self._end()
         self._retry_at = 0
         return 0
 

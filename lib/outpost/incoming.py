@@ -73,9 +73,11 @@ class Incoming:
             commands is not None and commands.takes_messages(),
             twin,
         )
-        if filters != self._filters:
+        if filters != self._filters or (twin and self._twin.unheard):
             self._filters = filters
             self._with_twin = twin
+            if twin:
+                self._twin.unheard = False
             self._session.ask(filters, self._subscribed)
 
     def _subscribed(self, granted):

@@ -1,7 +1,8 @@
 """JSON from outside: measured before memory is taken for it, and read whole or not at all.
 
-MicroPython's parser takes a text that ends early for a whole one, and nests as deep as memory
-goes. Keeps nothing.
+MicroPython's parser takes a text that ends early for a whole one, nests as deep as memory goes,
+and makes two halves of a character that is escaped in two (as other parsers write an emoji):
+text that is no UTF-8, which whoever it is sent to refuses. Keeps nothing.
 """
 
 import json
@@ -19,7 +20,8 @@ def parse(data):
     """
     if not len(data):
         return None
-    _measure(data)
+    if _measure(data):
+        data = _joined(data)
     try:
         return json.loads(data)
     except (ValueError, RuntimeError):  # UnicodeError is a ValueError
@@ -27,11 +29,15 @@ def parse(data):
 
 
 def _measure(data):
+    """Whether it has an escaped surrogate; ValueError where it is too much."""
     depth = values = 0
-    quoted = escaped = False
-    for b in data:
+    quoted = escaped = halves = False
+    for i, b in enumerate(data):
         if escaped:
             escaped = False
+            # u, then D8 to DF
+            if b == 117 and i + 2 < len(data) and data[i + 1] | 32 == 100 and data[i + 2] > 55:
+                halves = True
         elif quoted:
             escaped = b == 92  # backslash
             quoted = b != 34
@@ -50,3 +56,38 @@ def _measure(data):
         raise ValueError("it has more than %d values" % _VALUES_MAX)
     if depth or quoted:
         raise ValueError("it ends in the middle")
+    return halves
+
+
+def _half(data, at):
+    """The surrogate that is escaped at this place, or 0."""
+    if at + 6 > len(data) or data[at] != 92 or data[at + 1] != 117:
+        return 0
+    try:
+        code = int(bytes(data[at + 2 : at + 6]), 16)
+    except ValueError:
+        return 0
+    return code if 0xD800 <= code <= 0xDFFF else 0
+
+
+def _joined(data):
+    """A copy in which each two halves are one character in UTF-8, and a half alone is U+FFFD."""
+    out = bytearray()
+    at = 0
+    while at < len(data):
+        first = _half(data, at)
+        if first:
+            second = _half(data, at + 6)
+            at += 6
+            if first < 0xDC00 <= second:
+                at += 6
+                out += chr(0x10000 + ((first & 0x3FF) << 10) + (second & 0x3FF)).encode()
+            else:
+                out += b"\xef\xbf\xbd"
+        elif data[at] == 92:
+            out += data[at : at + 2]
+            at += 2
+        else:
+            out.append(data[at])
+            at += 1
+    return out

@@ -22,6 +22,7 @@ class Reported:
         self._flight = None  # its request id or packet id
         self._at = 0  # uptime when to send, or when the answer is late
         self._number = 0
+        self._singly = 0  # so many properties go one by one: the hub refused them together
         self._backoff = Backoff(5, 300)
         self._session = self._profile = self._id = None
 
@@ -90,13 +91,18 @@ class Reported:
                 self._waiting[name] = part
 
     def _send(self, now):
+        patch = self._waiting
+        if self._singly:
+            self._singly -= 1
+            name = next(iter(patch))
+            patch = {name: patch[name]}
         try:
-            body = telemetry.encode(self._waiting)
+            body = telemetry.encode(patch)
             if len(body) > SIZE_MAX:
                 raise ValueError("it is over %d bytes" % SIZE_MAX)
         except ValueError as e:
             log.say("twin", "a report was dropped: %s" % e)
-            self._waiting = {}
+            self._drop(patch)
             return
         except MemoryError:
             self._at = now + _ANSWER_MS
@@ -107,7 +113,8 @@ class Reported:
         qos = self._profile.REPORT_QOS
         pid = self._session.publish(self._profile.twin_report(self._id, rid), body, qos=qos)
         self._flight = pid if qos else rid
-        self._flying, self._waiting = self._waiting, {}
+        self._flying = patch
+        self._drop(patch)
         self._at = now + _ANSWER_MS
         log.say("twin", "reported bytes=%d" % len(body))
 
@@ -124,7 +131,18 @@ class Reported:
             log.say("twin", "the hub is busy (%s): the report is sent again later" % status)
         else:
             self._at = 0
-            log.say("twin", "the hub refused a report (%s): it was dropped" % status)
+            if len(patch) > 1:
+                # One that the hub does not take must not take the others with it.
+                self._waiting = merge(patch, self._waiting)
+                self._singly = len(self._waiting)
+                log.say("twin", "the hub refused a report (%s): sent again one by one" % status)
+                return
+            names = ", ".join(patch)
+            log.say("twin", "the hub refused a report (%s) of %s: dropped" % (status, names))
+
+    def _drop(self, patch):
+        """What was sent waits no more."""
+        self._waiting = {n: v for n, v in self._waiting.items() if n not in patch}
 
     def _put_back(self):
         if self._flying:

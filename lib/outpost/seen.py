@@ -31,8 +31,15 @@ class Seen:
 
         return esp32.NVS(agreed.NVS_NAMESPACE)
 
-    def mark(self, mid):
-        return hashlib.sha256(mid).digest()[:_MARK]
+    def mark(self, device_id, mid, body):
+        """Of a message to that device: by its id, or by its body where it has none.
+
+        The device's id is in it: a board that becomes another device has had none of its messages.
+        """
+        h = hashlib.sha256(device_id.encode())
+        h.update(b"\0id\0" if mid else b"\0body\0")
+        h.update(mid or body)
+        return h.digest()[:_MARK]
 
     def __contains__(self, mark):
         return mark in self._marks

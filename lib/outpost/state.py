@@ -54,10 +54,18 @@ def difference(known, wanted):
         return changed if changed else missing
     if wanted is None and known is missing:
         return missing
-    # 1, 1.0 and True are equal and three different things in JSON.
-    if type(known) is type(wanted) and known == wanted:
-        return missing
-    return wanted
+    return missing if same(known, wanted) else wanted
+
+
+def same(one, other):
+    """Whether both have the same JSON: 1, 1.0 and True are equal and three different things."""
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all([same(one[i], other[i]) for i in range(len(one))])
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return len(one) == len(other) and all([same(one[k], other.get(k, missing)) for k in one])
+    return one == other
 
 
 def size(value):

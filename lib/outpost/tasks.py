@@ -20,6 +20,7 @@ from . import log
 from .errors import OutpostError
 
 PENDING_MAX = const(4)  # handlers under way; with so many the device reads nothing new
+HANDLER_S = const(600)  # that a message's or a desired property's may take: a slot is not for ever
 OK, RAISED, TIMED_OUT = const(0), const(1), const(2)
 
 
@@ -61,14 +62,14 @@ class Tasks:
         name = name_of(handler)
         try:
             value = handler(*arguments)
-        except Exception as e:
-            _ended(name, done, RAISED, e)
+        except BaseException as e:
+            _ended(name, done, e)
             return
         if type(value) is not _GENERATOR:
             if done:
                 done(OK, value)
             return
-        deadline = None if timeout_s is None else log.uptime_ms() + timeout_s * 1000
+        deadline = None if timeout_s is None else log.uptime_ms() + int(timeout_s * 1000)
         self._running.append(_Task(name, value, done, deadline))
 
     def step(self):
@@ -99,9 +100,9 @@ class Tasks:
             if task.done:
                 task.done(OK, e.value)
             return False
-        except Exception as e:
+        except BaseException as e:
             self._running.remove(task)
-            _ended(task.name, task.done, RAISED, e)
+            _ended(task.name, task.done, e)
             return False
         # Whatever else it yields means: in the next slice.
         task.due = log.uptime_ms() + pause if isinstance(pause, int) and pause > 0 else 0
@@ -123,7 +124,14 @@ def _report(name, e):
     sys.print_exception(e)
 
 
-def _ended(name, done, outcome, e):
-    _report(name, e)
-    if done:
-        done(outcome, e)
+def _ended(name, done, e):
+    """It raised. What ends the program (Ctrl-C, SystemExit) goes on after the caller was told."""
+    goes_on = isinstance(e, Exception)
+    if goes_on:
+        _report(name, e)
+    try:
+        if done:
+            done(RAISED, e)
+    finally:
+        if not goes_on:
+            raise e

@@ -11,6 +11,7 @@ from .tasks import Tasks
 
 _LOOK_MS = const(1000)  # a time is hit within a second
 _DAY_S = const(86400)
+_LATE_S = const(3600)  # how late a time of day is still done when midnight lies between
 
 
 class _Every:
@@ -71,14 +72,17 @@ class _Daily:
     def is_due(self, now, date):
         if date is None:
             return False
-        day, second = date // _DAY_S, date % _DAY_S
+        # The last day on which the time has come: yesterday's counts where a slice of the loop
+        # (making a connection) went past midnight.
+        late = (date - self.second) % _DAY_S
+        day = (date - self.second) // _DAY_S
         if self._done is None:
-            self._done = day if second > self.second else day - 1
+            self._done = day if late else day - 1
         # A clock that is put back does not do a day twice, unless by more than a day.
-        if second < self.second or self._done == day or self._done == day + 1:
+        if day == self._done or day == self._done - 1:
             return False
         self._done = day
-        return True
+        return late <= _LATE_S or date % _DAY_S >= self.second
 
     def wait(self, now):
         return _LOOK_MS

@@ -12,8 +12,8 @@ from .backoff import Backoff
 from .errors import OutpostError
 from .json_in import parse
 from .reported import Reported
-from .state import missing, patched, size
-from .tasks import OK
+from .state import missing, patched, same, size
+from .tasks import HANDLER_S, OK, TIMED_OUT
 
 _ANSWER_MS = const(30000)
 _SOON_MS = const(1000)
@@ -41,6 +41,7 @@ class Twin:
         self._blind = False  # the whole is too long for this device: changes are all it gets
         self._newest = 0  # version of a change that came while the question was open
         self._ready = False  # subscribed: asking makes sense
+        self.unheard = False  # a handler came after the subscription that brings its value
 
     # What the application says
 
@@ -49,7 +50,13 @@ class Twin:
         if not isinstance(name, str) or not name or name[0] == "$":
             raise ValueError("a desired property's name is a text that does not begin with $")
         self._handlers[name] = handler
-        if self._ready and self._get_at is None:
+        if not self._ready:
+            return
+        if self._profile.twin_get("") is None:
+            # It was sent with the subscription, and is once more with another one.
+            self.version = None
+            self.unheard = True
+        elif self._get_at is None:
             self._ask(0)
 
     def wanted(self):
@@ -97,10 +104,13 @@ class Twin:
             self.reported.answered(204)
 
     def too_long(self, rid):
-        """The whole twin, or a change of it, is longer than this device takes."""
+        """The whole twin (with its request id), or a change of it, is longer than this device
+        takes."""
         if rid and rid == self._get:
             self._get = self._get_at = None
             self._blind = True
+        elif not rid and not self._blind:
+            self._ask(_SOON_MS)  # the whole may be shorter: a change may be of what is not ours
         log.say("twin", "the twin is too large for this device: make `incoming_bytes` larger")
 
     # Desired
@@ -126,6 +136,7 @@ class Twin:
             elif status is None or status == 429 or status >= 500:
                 self._again("the hub could not say what the twin is (%s)" % status)
             else:
+                self._blind = True
                 log.say("twin", "the hub refused to say what the twin is (%s)" % status)
         elif rid and self.reported.is_mine(rid):
             self.reported.answered(status)
@@ -134,7 +145,10 @@ class Twin:
         twin = _object(body)
         desired = twin and twin.get("desired")
         if not isinstance(desired, dict):
+            # Asking again would bring the same: changes are followed from here on.
+            self._blind = True
             return
+        self._blind = False
         if isinstance(twin.get("reported"), dict):
             self.reported.compare(twin["reported"])
         version = _version(desired)
@@ -148,6 +162,12 @@ class Twin:
         if desired is not None:
             version = _version(desired)
             if version is not None and self.version is not None and version <= self.version:
+                if version < self.version:
+                    log.say(
+                        "twin",
+                        "desired version=%d is older than %d, which this device has: ignored"
+                        % (version, self.version),
+                    )
                 return
             self._apply_whole(desired, version)
 
@@ -178,16 +198,20 @@ class Twin:
             return
         self.version = version
         log.say("twin", "desired version=%s" % version)
-        for name in self._handlers:
+        for name in list(self._handlers):
             if name in patch:
-                current = self._current(name)
-                value = patch[name]
-                if isinstance(value, dict):
-                    value = patched(current if isinstance(current, dict) else {}, value)
-                    if size(value) > _DESIRED_MAX:
-                        log.say("twin", "desired property %s is too large: ignored" % name)
-                        continue
-                self._apply(name, value, version)
+                self._apply_patch(name, patch[name], version)
+
+    def _apply_patch(self, name, value, version):
+        if isinstance(value, dict):
+            current = self._current(name)
+            value = patched(current if isinstance(current, dict) else {}, value)
+            if size(value) > _DESIRED_MAX:
+                log.say("twin", "desired property %s is too large: ignored" % name)
+                # What the next change is put together with would be old: ask for it then.
+                self.version = None
+                return
+        self._apply(name, value, version)
 
     def _current(self, name):
         if name in self._later:
@@ -198,7 +222,8 @@ class Twin:
         if name in self._busy:
             self._later[name] = (value, version)
             return
-        if name in self._values and self._values[name] == value:
+        self._later.pop(name, None)
+        if same(self._values.get(name, missing), value):
             return
         self._values[name] = value
         self._busy.add(name)
@@ -209,7 +234,7 @@ class Twin:
             if name in self._later:
                 self._apply(name, *self._later.pop(name))
 
-        self._tasks.call(self._handlers[name], (value,), done)
+        self._tasks.call(self._handlers[name], (value,), done, HANDLER_S)
 
     def _acknowledge(self, name, value, version, outcome, result):
         """Plug and Play's form of an answer: value, ac (code), av (version), ad (words)."""
@@ -217,6 +242,9 @@ class Twin:
             answer = None
         elif outcome == OK:
             answer = {"value": value if result is None else result, "ac": 200, "av": version}
+        elif outcome == TIMED_OUT:
+            words = "it was not done in %d s" % HANDLER_S
+            answer = {"value": value, "ac": 504, "av": version, "ad": words}
         else:
             words = str(result) if isinstance(result, OutpostError) else type(result).__name__
             answer = {"value": value, "ac": 500, "av": version, "ad": words}

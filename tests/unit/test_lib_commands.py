@@ -268,3 +268,255 @@ for bad in (b"outpost/a/b/messages", b"outpost/a%2Fb/methods/m", b"outpost/a%2Fb
     assert g(bad) == (None,), bad
 assert generic.message(b"id=7&exp=5&x=y") == ({"id": "7", "exp": "5", "x": "y"}, b"7", 5)
 """)
+
+
+def test_same_body_twice_without_an_id_is_two_messages_also_while_the_first_is_at_work(run):
+    run("""
+c, s, t = make()
+calls = []
+def slow(body, properties):
+    calls.append(bytes(body))
+    yield 10
+c.message(slow)
+c.on_message({}, None, None, b"toggle", 1)
+c.on_message({}, None, None, b"toggle", 2)
+for _ in range(3):
+    t.step()
+    now += 100
+assert calls == [b"toggle"] * 2 and sorted(s.acks) == [1, 2], (calls, s.acks)
+# Over a new connection each of them is one that is known.
+c.on_message({}, None, None, b"toggle", 3)
+c.on_message({}, None, None, b"toggle", 4)
+c.detach()
+other = Session()
+c.attach(other, iothub, "press-7")
+c.on_message({}, None, None, b"toggle", 5)
+c.on_message({}, None, None, b"toggle", 6)
+for _ in range(3):
+    t.step()
+    now += 100
+assert len(calls) == 4 and sorted(s.acks) == [1, 2] and sorted(other.acks) == [5, 6], calls
+assert not c._underway
+""")
+
+
+def test_same_id_twice_on_one_connection_is_acknowledged_twice_and_done_once(run):
+    run("""
+c, s, t = make()
+calls = []
+def slow(body, properties):
+    calls.append(1)
+    yield 10
+c.message(slow)
+for pid in (1, 2, 3):
+    c.on_message({}, b"a", None, b"x", pid)
+c.on_message({}, None, None, b"a", 4)       # a body that is another message's id
+c.on_message({}, b"a", None, b"x", None)    # once more at QoS 0
+for _ in range(3):
+    t.step()
+    now += 100
+assert len(calls) == 2 and sorted(s.acks) == [1, 2, 3, 4], (calls, s.acks)
+""")
+
+
+def test_flood_of_one_id_while_its_handler_works_keeps_memory_bounded(run):
+    run("""
+c, s, t = make()
+def slow(body, properties):
+    yield 10
+c.message(slow)
+for pid in range(1, 3000):
+    c.on_message({}, b"a", None, b"x", pid)
+assert sum([len(d) for many in c._underway.values() for d in many]) <= 16
+""")
+
+
+def test_board_that_becomes_another_device_takes_that_devices_messages(run):
+    run("""
+got = []
+for device in ("press-7", "press-8", "press-7"):
+    c, s, t = make()
+    c.attach(s, iothub, device)
+    c.message(lambda body, properties: got.append(1))
+    c.on_message({}, b"1", None, b"x", 1)
+    assert s.acks == [1]
+assert len(got) == 2, got
+""")
+
+
+@pytest.mark.parametrize(
+    "expiry",
+    [
+        "-9999999999",
+        "99999999999",
+        "-5",
+        "0001-01-01T00:00:00Z",
+        "1601-01-01T00:00:00Z",
+        "9999-12-31T23:59:59.9999999Z",
+        "2026-99-99T99:99:99Z",
+        "9" * 400,
+    ],
+)
+def test_expiry_that_is_no_time_of_this_world_neither_drops_nor_stops_anything(run, expiry):
+    run(f"""
+c, s, t = make()
+c.now = lambda: 1795413600
+got = []
+c.message(lambda body, properties: got.append(1))
+properties, mid, expires = iothub.message(b"$.exp={expiry}&$.mid=a")
+c.on_message(properties, mid, expires, b"x", 1)
+assert s.acks == [1] and got == [1], (s.acks, got, expires)
+""")
+
+
+def test_message_that_there_is_no_memory_for_is_left_with_the_hub_and_taken_later(run):
+    run("""
+from outpost import commands
+c, s, t = make()
+got = []
+c.message(lambda body, properties: got.append(bytes(body)))
+copy = commands._copy
+def none(body):
+    raise MemoryError
+commands._copy = none
+c.on_message({}, b"a", None, b"x", 1)
+commands._copy = copy
+assert s.acks == [] and got == []
+c.detach()
+c.attach(s, iothub, "press-7")
+c.on_message({}, b"a", None, b"x", 2)
+assert s.acks == [2] and got == [b"x"]
+""")
+
+
+def test_handler_that_ends_the_program_leaves_its_message_with_the_hub(run):
+    run("""
+for slow in (False, True):
+    c, s, t = make()
+    got = []
+    def handler(body, properties):
+        got.append(1)
+        if len(got) == 1:
+            raise KeyboardInterrupt
+    def steps(body, properties):
+        yield 0
+        handler(body, properties)
+    c.message(steps if slow else handler)
+    mid = b"slow" if slow else b"not"
+    try:
+        c.on_message({}, mid, None, b"x", 1)
+        t.step()
+        t.step()
+    except KeyboardInterrupt:
+        pass
+    else:
+        raise AssertionError
+    t.step()
+    assert s.acks == [] and not len(t)
+    c.detach()
+    c.attach(s, iothub, "press-7")      # d.run() again, at the REPL
+    c.on_message({}, mid, None, b"x", 2)
+    t.step()
+    t.step()
+    assert s.acks == [2] and len(got) == 2, (s.acks, got)
+""")
+
+
+def test_message_handler_that_never_ends_gives_its_place_back(run):
+    printed = run("""
+c, s, t = make()
+def stuck(body, properties):
+    while True:
+        yield 1000
+c.message(stuck)
+for n in range(PENDING_MAX):
+    c.on_message({}, b"%d" % n, None, b"x", n + 1)
+assert t.full()
+for _ in range(700):
+    t.step()
+    now += 1000
+assert not t.full() and s.acks == []
+""")
+    assert printed.count("was ended") == 4 and printed.count("left with the hub") == 4
+
+
+@pytest.mark.parametrize("nonsense", ["None", "-5", "'x'", "1e39", "True", "[]", "1 << 70", "0.5"])
+def test_generator_that_yields_nonsense_costs_only_itself(run, nonsense):
+    run(f"""
+c, s, t = make()
+def odd(payload):
+    for _ in range(3):
+        yield {nonsense}
+    return 7
+c.method("odd", odd, 5)
+c.on_method(b"odd", b"1", b"")
+for _ in range(60):
+    wait = t.step()
+    assert isinstance(wait, int) and 0 <= wait <= 1000, wait
+    now += 100
+assert len(s.out) == 1 and not len(t)
+""")
+
+
+def test_generator_that_will_not_be_closed_is_ended_all_the_same(run):
+    run("""
+c, s, t = make()
+def stubborn(payload):
+    while True:
+        try:
+            yield 1
+        except GeneratorExit:
+            yield 2
+c.method("stubborn", stubborn, 1)
+c.on_method(b"stubborn", b"1", b"")
+for _ in range(20):
+    t.step()
+    now += 100
+assert s.out[0][0].startswith("$iothub/methods/res/504/") and not len(t)
+""")
+
+
+@pytest.mark.parametrize("timeout", ["'60'", "0", "-1", "float('nan')"])
+def test_time_out_that_is_none_is_refused_where_it_is_written(run, timeout):
+    run(f"""
+c, s, t = make()
+try:
+    c.method("m", print, {timeout})
+except (ValueError, TypeError):
+    pass
+else:
+    raise AssertionError
+""")
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["b'raw'", "bytearray(3)", "object()", "{1: 2}", "float('inf')", "(200, b'x')"],
+)
+@pytest.mark.parametrize("leg", ["outpost64", "stock32"], indirect=True)
+def test_result_that_cannot_be_sent_as_json_is_a_500(run, value):
+    run(f"""
+c, s, t = make()
+c.method("m", lambda payload: {value})
+assert call(c, s, "m") == (500, {{"error": "the method's result has no JSON"}})
+""")
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        (r"\ud83d\ude00", "\U0001f600"),
+        (r"a\uD83D\uDE00\uD83D\uDE01b", "a\U0001f600\U0001f601b"),
+        (r"\ud83d", "\ufffd"),
+        (r"\ude00\ud83d", "\ufffd\ufffd"),
+        (r"\ud83d\ud83d\ude00", "\ufffd\U0001f600"),
+        (r"\\ud83d\\ude00", r"\ud83d\ude00"),
+        (r"\u00e9\"\ud83dx", '\u00e9"\ufffdx'),
+    ],
+)
+def test_character_that_is_escaped_in_two_halves_is_one(run, raw, text):
+    run(f"""
+from outpost.json_in import parse
+value = parse({('["' + raw + '"]').encode()!r})
+assert value[0].encode() == {text.encode()!r}, value[0].encode()
+""")

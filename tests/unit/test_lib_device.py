@@ -181,3 +181,25 @@ d.send(b, durable=False)
 b[:] = b"two"
 assert d._messages._ram[0][1] == b"one"
 """)
+
+
+def test_close_in_a_handler_ends_the_connection_after_the_slice(run):
+    run("""
+d = Device()
+class Session:
+    closed = 0
+    def disconnect(self):
+        self.closed += 1
+session = d._session = Session()
+d.online = True
+served = []
+def serve():
+    d.close()                   # as a method's handler does, in the middle of reading
+    assert d._session is session and not session.closed
+    served.append(1)
+    return 500
+d._serve = serve
+d.step()
+assert served and session.closed == 1 and d._session is None and not d.online
+d.close()
+""")
