@@ -17,8 +17,10 @@ PLACES = ("tests/faults/", "tests/device/test_bad_", "tests/device/test_hostile"
 TITLE = "Faults and outcomes"
 HEAD = f"""# {TITLE}
 
-Written by `make test-all`: every test that breaks something on purpose, with the number of cases it
-ran (parameters, builds of the board) and how many of them passed. The name says what must hold.
+Every test that breaks something on purpose, with the number of cases it ran (parameters, builds of
+the board) and how many of them passed. The name says what must hold. `make test-all` writes this file
+with everything; `make test PYTEST_ARGS="-n 6 --faults docs/faults.md"` with a sample of the builds and
+of the power cuts.
 """
 
 
@@ -49,9 +51,9 @@ def _about(module: Path) -> str:
     return " ".join(text.split()).split(". ", 1)[0].rstrip(".")
 
 
-def table(rows: dict[str, dict[str, Counter[str]]], root: Path) -> str:
+def table(rows: dict[str, dict[str, Counter[str]]], root: Path, whole: bool) -> str:
     """The rows as Markdown."""
-    parts = [HEAD]
+    parts = [HEAD, f"\nThis one is of `make {'test-all' if whole else 'test'}`.\n"]
     for module in sorted(rows):
         parts.append(f"\n## {_about(root / module)}\n\n`{module}`\n")
         parts.append("\n| what must hold | cases | passed |\n| --- | ---: | ---: |\n")
@@ -68,7 +70,8 @@ def pytest_terminal_summary(
     if not target:
         return
     rows = _rows(terminalreporter)
-    Path(target).write_text(table(rows, config.rootpath), encoding="utf-8")
+    whole = "exhaustive or" in config.option.markexpr
+    Path(target).write_text(table(rows, config.rootpath, whole), encoding="utf-8")
     terminalreporter.section(TITLE)
     for module in sorted(rows):
         terminalreporter.write_line(_about(config.rootpath / module))

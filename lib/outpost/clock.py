@@ -12,7 +12,7 @@ import socket
 import struct
 import time
 
-from . import agreed, log, rtcmem
+from . import agreed, log, rtcmem, watchdog
 from .errors import ClockError
 
 # `time` counts from 2000 on the ESP32 and from 1970 on a unix port.
@@ -155,6 +155,7 @@ class Clock:
         answers = []
         names = []
         for host, port in self.servers:
+            watchdog.feed()  # each has its own time-out, and the board's name look-up another
             try:
                 unix_s = query(host, port)
             except (OSError, ClockError) as e:
