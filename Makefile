@@ -14,7 +14,7 @@ MFL ?= auto
 LEG ?= outpost32
 
 # How `make test` calls pytest.
-PYTEST_ARGS ?= -n 6
+PYTEST_ARGS ?= -n 8 --dist worksteal
 
 # Debian's packages, by what needs them.
 APT_BUILD := gcc-multilib make xz-utils bzip2 ca-certificates

@@ -94,7 +94,15 @@ def ask(session, name, csr):
         if pid is not None:
             session.puback(pid)
 
+    def too_long(topic, size):
+        # No answer of the service's is: waiting for a shorter one would be for nothing.
+        raise ProvisioningError(
+            "the provisioning service sent a packet of %d bytes, more than the %d this device takes"
+            % (size, LIMIT_BYTES)
+        )
+
     session.received = received
+    session.too_long = too_long
     session.subscribe(RESPONSES, 1)
     while registration.assigned is None:
         question = registration.question(time.ticks_ms())

@@ -39,8 +39,8 @@ def announced(data: Path, running: Running) -> Iterator[None]:
     """Say so in the data folder while the block runs."""
     content = json.dumps(asdict(running)).encode()
     path = Path(data) / FILE
-    write_whole(path, content)
     try:
+        write_whole(path, content)  # a signal may come as soon as it stands there
         yield
     finally:
         # A hub that was started after this one has written its own.
