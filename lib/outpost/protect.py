@@ -19,11 +19,6 @@ def load():
     return lambda body: jwe.seal_dir(bytes(body), key, kid).encode()
 
 
-def open_sealed(body):
-    """The plain bytes of a message that was sealed for this device; SealError says why not."""
-    return jwe.open_dir(body, _key())
-
-
 def _key():
     import esp32
 

@@ -101,15 +101,6 @@ def x509_record(chain: bytes, private: bytes, seq: int = 1) -> bytes:
     return _record(agreed.RECORD_X509, body, seq)
 
 
-def symmetric_record(primary: bytes, secondary: bytes = b"", seq: int = 1) -> bytes:
-    """An identity record with raw symmetric keys."""
-    for key in filter(None, (primary, secondary)):
-        if not agreed.KEY_MIN_BYTES <= len(key) <= agreed.KEY_MAX_BYTES:
-            raise OutpostError("A symmetric key has 16 to 64 bytes.")
-    body = bytes((len(primary),)) + primary + bytes((len(secondary),)) + secondary
-    return _record(agreed.RECORD_SYMMETRIC, body, seq)
-
-
 def _record(kind: int, body: bytes, seq: int) -> bytes:
     whole = struct.pack("<4sIB", agreed.RECORD_MAGIC, seq, kind) + body
     return whole + struct.pack("<I", zlib.crc32(whole))
