@@ -204,12 +204,13 @@ def _set(unix_s):
     machine.RTC().datetime((t[0], t[1], t[2], t[6], t[3], t[4], t[5], 0))
 
 
-def query(host, port=123, timeout_ms=3000):
+def query(host, port=123, timeout_ms=4000):
     """Unix seconds from one SNTP server; OSError or ClockError where it gives none.
 
     The answer must echo a random number of ours (its originate timestamp), so
     that only one who saw the question can answer it, come from a synchronised
-    server, and arrive in time.
+    server, and arrive in time. One lost packet must not cost a connection: it asks
+    again after half of the time-out (2 s, the spacing of a burst in RFC 5905).
     """
     try:
         address = socket.getaddrinfo(host, port)[0][-1]
@@ -221,23 +222,38 @@ def query(host, port=123, timeout_ms=3000):
     packet[40:48] = nonce
     s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
-        s.settimeout(timeout_ms / 1000)
-        start = time.ticks_ms()
-        s.sendto(packet, address)
-        while time.ticks_diff(time.ticks_ms(), start) < timeout_ms:
-            try:
-                answer = s.recv(68)
-            except OSError:
-                break  # nothing came in time, or nobody listens there
-            if len(answer) < 48 or answer[24:32] != nonce:
-                continue  # not to this question
-            if answer[0] & 7 != 4 or answer[0] >> 6 == 3 or not 1 <= answer[1] <= 15:
-                raise ClockError("it is not synchronised itself")
-            seconds = struct.unpack("!I", answer[40:44])[0]
-            if not seconds:
-                raise ClockError("its answer holds no time")
-            # Era 0 ended in 2036: a small number is of era 1 (RFC 4330, section 3).
-            return seconds - _NTP_TO_UNIX + (_ERA if seconds < 0x80000000 else 0)
+        for _ in range(2):
+            s.sendto(packet, address)
+            answer = _echoing(s, nonce, timeout_ms // 2)
+            if answer:
+                return _seconds(answer)
     finally:
         s.close()
     raise ClockError("no answer in %d ms" % timeout_ms)
+
+
+def _echoing(s, nonce, timeout_ms):
+    """The first answer to this question within timeout_ms, or None."""
+    start = time.ticks_ms()
+    while True:
+        left = timeout_ms - time.ticks_diff(time.ticks_ms(), start)
+        if left <= 0:
+            return None
+        s.settimeout(left / 1000)
+        try:
+            answer = s.recv(68)
+        except OSError:
+            return None  # nothing came in time, or nobody listens there
+        if len(answer) >= 48 and answer[24:32] == nonce:
+            return answer
+
+
+def _seconds(answer):
+    """Unix seconds of the transmit timestamp of an answer."""
+    if answer[0] & 7 != 4 or answer[0] >> 6 == 3 or not 1 <= answer[1] <= 15:
+        raise ClockError("it is not synchronised itself")
+    seconds = struct.unpack("!I", answer[40:44])[0]
+    if not seconds:
+        raise ClockError("its answer holds no time")
+    # Era 0 ended in 2036: a small number is of era 1 (RFC 4330, section 3).
+    return seconds - _NTP_TO_UNIX + (_ERA if seconds < 0x80000000 else 0)

@@ -285,6 +285,12 @@ def test_answer_is_unix_time(run):
         assert abs(int(ask(run, server)) - time.time()) < 5
 
 
+def test_one_lost_packet_costs_no_answer(run):
+    with SntpServer(behaviour="first-lost") as server:
+        assert abs(int(ask(run, server, 400)) - time.time()) < 5
+        assert server.requests == 2
+
+
 @pytest.mark.parametrize("date", [2085978490, 2085978500, 2085978496 + 86400, 3000000000])
 def test_answer_after_2036_is_of_the_next_era(run, date):
     with SntpServer(offset_s=date - time.time()) as server:

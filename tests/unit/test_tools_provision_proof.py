@@ -110,9 +110,11 @@ def test_a_bad_chain_is_refused_in_a_sentence(case):
 
 @pytest.mark.parametrize("cut", range(1, 400, 13))
 def test_a_chain_cut_off_anywhere_is_refused(cut):
-    whole = der(LEAF, ISSUER)
+    issuer = len(der(ISSUER))
+    if cut >= issuer:  # a signature's length varies; without the whole issuer it is a chain
+        cut += 1
     with pytest.raises(OutpostError):
-        check(whole[:-cut])
+        check(der(LEAF, ISSUER)[:-cut])
 
 
 def test_a_chain_that_no_device_holds_is_refused():

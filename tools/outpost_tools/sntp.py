@@ -19,6 +19,7 @@ PACKET_BYTES = 48
 Behaviour = Literal[
     "ok",  # answers rightly
     "silent",  # takes the question and never answers
+    "first-lost",  # answers from the second question on
     "garbage",  # 48 bytes that are no answer
     "short",  # a datagram that ends early
     "kiss",  # stratum 0: "kiss of death", go away
@@ -101,7 +102,7 @@ class SntpServer:
 
     def answer(self, question: bytes, now_s: float) -> bytes:
         """The datagram for one question; empty where there is none to give."""
-        if self.behaviour == "silent":
+        if self.behaviour == "silent" or (self.behaviour == "first-lost" and self.requests < 2):
             return b""
         if self.behaviour == "garbage":
             return b"\xa5" * PACKET_BYTES
