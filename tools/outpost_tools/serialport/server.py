@@ -20,15 +20,19 @@ from outpost_tools.errors import OutpostError
 from outpost_tools.serialport.machine import CONSOLE_BAUD, Machine
 
 IN_USE = b"The port is in use by another program: close that one first.\r\n"
-NO_POWER = b"The board has no power: the port is gone.\r\n"
-HANDOVER_S = 2.0  # how long a new program waits for the last one's end to be noticed
+HANDOVER_S = 5.0  # how long a new program waits for the end of one that has hung up
+REFUSED_S = 0.3  # and for one that has not
 OUTPUT_MAX_BYTES = 4 << 20
 OPTION_MAX_BYTES = 256
 IAC, DOUBLED = b"\xff", b"\xff\xff"
 
 
 class SerialPort:
-    """`with SerialPort(machine) as port: ... port.url` gives rfc2217://127.0.0.1:PORT."""
+    """`with SerialPort(machine) as port: ... port.url` gives rfc2217://127.0.0.1:PORT.
+
+    comes_back  whether the port is there again at once after the cable or the power went; False
+                leaves it refusing every program until `plug_in`
+    """
 
     def __init__(
         self,
@@ -38,10 +42,11 @@ class SerialPort:
         on_event: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.machine = machine
+        self.comes_back = True
         self._wanted = port
         self._say = on_event
+        self._reserved: socket.socket | None = None  # keeps the number while nobody listens
         self._listener: socket.socket | None = None
-        self._thread: threading.Thread | None = None
         self._client: _Client | None = None
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -51,8 +56,8 @@ class SerialPort:
 
     @property
     def address(self) -> tuple[str, int]:
-        assert self._listener is not None, "the port is not open"
-        return self._listener.getsockname()
+        assert self._reserved is not None, "the port is not open"
+        return self._reserved.getsockname()
 
     @property
     def url(self) -> str:
@@ -60,26 +65,25 @@ class SerialPort:
 
     def start(self) -> "SerialPort":
         try:
-            self._listener = socket.create_server(("127.0.0.1", self._wanted))
+            self._reserved = _bound(self._wanted)
+            self.plug_in()
         except OSError as why:
             raise OutpostError(
                 f"Port {self._wanted} cannot be listened on ({why.strerror}): give another, or 0."
             ) from None
         self.machine.power_on()
-        self._thread = threading.Thread(target=self._accept, name="serial port", daemon=True)
-        self._thread.start()
         return self
 
     def stop(self) -> None:
         self._stopping.set()
-        if self._listener is not None:
-            with contextlib.suppress(OSError):
-                self._listener.shutdown(socket.SHUT_RDWR)
-            self._listener.close()
+        self._unplug()
+        client = self._client
         self.pull_cable()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+        if client is not None:
+            client.gone.wait(HANDOVER_S)
         self.machine.power_off()
+        if self._reserved is not None:
+            self._reserved.close()
 
     def __enter__(self) -> "SerialPort":
         return self.start()
@@ -94,8 +98,28 @@ class SerialPort:
         with self._lock:
             self._pull_after = after_bytes
             client = self._client
-        if after_bytes is None and client is not None:
+        if after_bytes is not None:
+            return
+        if not self.comes_back:
+            self._unplug()
+        if client is not None:
             client.hang_up()
+
+    def plug_in(self) -> None:
+        """Be there (again). The next program that opens the port gives the board its power."""
+        if self._listener is None:
+            self._listener = _bound(self.address[1])
+            self._listener.listen()
+            threading.Thread(
+                target=self._accept, args=(self._listener,), name="serial port", daemon=True
+            ).start()
+
+    def _unplug(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
 
     def _count(self, data: bytes) -> bytes:
         """What still comes through before the cable is pulled."""
@@ -104,8 +128,6 @@ class SerialPort:
                 return data
             through, self._pull_after = data[: self._pull_after], self._pull_after - len(data)
             pulled = self._pull_after <= 0
-            if pulled:
-                self._pull_after = None
         if pulled:
             self._say("the cable is pulled")
             self.pull_cable()
@@ -113,7 +135,7 @@ class SerialPort:
 
     def _power(self, on: bool) -> None:
         self._say("the board has power" if on else "the power is gone")
-        if not on:
+        if not on and not self._stopping.is_set():
             self.pull_cable()
 
     # ---- connections
@@ -123,20 +145,19 @@ class SerialPort:
         if client is not None:
             client.send(data.replace(IAC, DOUBLED))
 
-    def _accept(self) -> None:
-        assert self._listener is not None
-        while not self._stopping.is_set():
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
             try:
-                connection, _ = self._listener.accept()
+                connection, _ = listener.accept()
             except OSError:
                 return
             busy = self._client
-            if busy is not None and not busy.gone.wait(HANDOVER_S if busy.ending else 0.3):
+            if busy is not None and not busy.gone.wait(HANDOVER_S if busy.ending else REFUSED_S):
                 self._say("a second program was refused: the port is in use")
                 _refuse(connection, IN_USE)
                 continue
-            self.machine.power_on()  # whoever plugs it in again powers it
-            client = _Client(connection, self)
+            self.machine.power_on()
+            client = _Client(connection, self.machine)
             with self._lock:
                 self._client = client
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
@@ -163,10 +184,10 @@ class _Client:
     bytesize, parity, stopbits = 8, "N", 1
     xonxoff = rtscts = break_condition = False
 
-    def __init__(self, connection: socket.socket, port: SerialPort) -> None:
+    def __init__(self, connection: socket.socket, machine: Machine) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = connection
-        self._machine = port.machine
+        self._machine = machine
         self.gone = threading.Event()  # and its lines are dropped
         self.ending = False
         self._closed = False
@@ -288,6 +309,18 @@ class _Manager(rfc2217.PortManager):
     def bound(self) -> None:
         if self.suboption is not None and len(self.suboption) > OPTION_MAX_BYTES:
             self.forget()
+
+
+def _bound(port: int) -> socket.socket:
+    """A socket on loopback that has the port and does not listen yet."""
+    made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(("127.0.0.1", port))
+    except OSError:
+        made.close()
+        raise
+    return made
 
 
 def _refuse(connection: socket.socket, sentence: bytes) -> None:
