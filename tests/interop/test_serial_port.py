@@ -217,16 +217,6 @@ def test_power_that_goes_while_writing_leaves_a_board_that_is_written_again(
     assert flash.read_bytes() == new
 
 
-def test_esptool_goes_on_by_itself_where_the_port_comes_back(tmp_path: Path) -> None:
-    flash, image = flash_of(tmp_path), tmp_path / "image.bin"
-    image.write_bytes(noise(30000))
-    with served(flash) as port:
-        port.pull_cable(after_bytes=15000)
-        code, said = write(port, image)
-    assert code == 0 and "Lost connection, retrying" in said, said
-    assert flash.read_bytes()[0x10000 : 0x10000 + 30000] == noise(30000)
-
-
 def test_a_port_in_use_refuses_the_second_program_and_serves_the_first(tmp_path: Path) -> None:
     flash = flash_with(tmp_path / "board.bin", main="print('main runs')")
     with served(flash) as port:
