@@ -113,3 +113,6 @@ RESERVED_METHODS = "outpost."  # names of methods that only the library may take
 EVENTS_TOPIC = "devices/%s/messages/events/"
 EVENTS_PROPERTIES = "$.ct=application%2Fjson&$.ce=utf-8"
 EVENTS_SEALED = "$.ct=application%2Fjose&$.ce=utf-8"
+
+# Production mode (docs/flashing.md): set once, never taken back by anything on the board.
+NVS_PRODUCTION = "prod"  # i32: 1 where the prompt is closed
