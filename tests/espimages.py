@@ -75,7 +75,7 @@ def bootloader(word: str = "esp32", size: int = 6000) -> bytes:
 
 
 def release(folder: Path, word: str = "esp32", app: bytes | None = None) -> Path:
-    """A file as micropython.org has it: all from the bootloader's place on, put together by esptool."""
+    """A file as a release is: all from the bootloader's place on, put together by esptool."""
     at = chip(word).bootloader_at
     parts = {
         at: bootloader(word),
