@@ -1,8 +1,9 @@
 """MicroPython itself for a board: the application and the bootloader, read from files and judged.
 
 A release's .bin holds bootloader, partition table and application; `.app-bin` and a build's
-micropython.bin hold the application alone. It owns nothing, changes one thing (the flash's size in the bootloader's header, by esptool), and never
-takes an image that its own checksums do not vouch for.
+micropython.bin hold the application alone. It owns nothing, changes one thing (the flash's size in
+the bootloader's header, by esptool), and never takes an image that its own checksums do not vouch
+for.
 """
 
 import struct
@@ -182,7 +183,7 @@ def _bootloader(path: Path, chip: Chip) -> bytes:
 
 
 def bootloader_for(firmware: Firmware, size_mib: int) -> bytes:
-    """The bootloader with the flash's size in its header: it maps no more of the flash than that."""
+    """The bootloader with the flash's size in its header: it maps no more than that."""
     assert firmware.bootloader is not None
     at = f"{firmware.chip.bootloader_at:#x}"
     with tempfile.TemporaryDirectory(prefix="outpost-boot-") as folder:

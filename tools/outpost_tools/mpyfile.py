@@ -1,7 +1,7 @@
 """Compiled Python (.mpy): whether the board's MicroPython would load it, before it goes there.
 
-MicroPython says "incompatible .mpy file" on the board, where nobody reads it; here it is a sentence.
-It owns nothing.
+MicroPython says "incompatible .mpy file" on the board, where nobody reads it; here it is a
+sentence. It owns nothing.
 """
 
 import functools
@@ -57,8 +57,8 @@ def check_mpy(data: bytes, source: str, chip: str | None = None) -> None:
             raise OutpostError(f"{source} holds machine code for another chip: compile it again.")
         if data[2] & 3 != native:
             raise OutpostError(
-                f"{source} holds machine code of version {data[2] & 3}, and the board's MicroPython "
-                f"loads version {native}: compile it with that one's mpy-cross."
+                f"{source} holds machine code of version {data[2] & 3}, and the board's "
+                f"MicroPython loads version {native}: compile it with that one's mpy-cross."
             )
     if data[3] > SMALL_INT_BITS:
         raise OutpostError(f"{source} is compiled for a 64-bit machine: compile it for the board.")

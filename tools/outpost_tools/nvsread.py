@@ -48,7 +48,7 @@ class Nvs:
 
     @property
     def unreadable(self) -> bool:
-        """Written, whole by its pages, and not an entry of it can be read: encrypted, or damaged."""
+        """Written, and not an entry of it can be read: encrypted, or damaged."""
         return not self.entries and self.damaged > 0
 
     def get(self, key: str, namespace: str = agreed.NVS_NAMESPACE) -> int | bytes | None:

@@ -1,4 +1,4 @@
-"""Options of `outpost image` for what a whole board needs: firmware, layout, mode; and --explain."""
+"""Options of `outpost image` for a whole board: firmware, layout, mode; and --explain."""
 
 import json
 from enum import StrEnum
