@@ -7,11 +7,9 @@ for.
 """
 
 import struct
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from outpost_tools import esptool
 from outpost_tools.errors import OutpostError
 from outpost_tools.partitions import (
     TABLE_DATA_BYTES,
@@ -184,14 +182,17 @@ def _bootloader(path: Path, chip: Chip) -> bytes:
 
 def bootloader_for(firmware: Firmware, size_mib: int) -> bytes:
     """The bootloader with the flash's size in its header: it maps no more than that."""
+    import esptool
+    from esptool.logger import log
+
     assert firmware.bootloader is not None
-    at = f"{firmware.chip.bootloader_at:#x}"
-    with tempfile.TemporaryDirectory(prefix="outpost-boot-") as folder:
-        out = Path(folder) / "out.bin"
-        with esptool.handed([(firmware.chip.bootloader_at, firmware.bootloader)]) as words:
-            esptool.run(
-                ["--chip", firmware.chip.word, "merge-bin", "--output", str(out)]
-                + ["--flash-size", f"{size_mib}MB", "--target-offset", at, *words],
-                "set the flash's size in the bootloader",
-            )
-        return out.read_bytes()
+    log.set_verbosity("silent")
+    at = firmware.chip.bootloader_at
+    made = esptool.merge_bin(
+        [(at, firmware.bootloader)],
+        firmware.chip.word,
+        flash_size=f"{size_mib}MB",
+        target_offset=at,
+    )
+    assert made is not None
+    return made
