@@ -126,10 +126,14 @@ static void *reader(void *unused) {
                 pthread_mutex_unlock(&lock);
                 board_exit(BOARD_EXIT_DONE, 0);
             }
-            while (ring_used == RING) {
+            // A program that Ctrl-C can stop and that does not read loses what it is sent, as from
+            // a UART; if it waited for room here, the Ctrl-C behind would never be seen.
+            while (ring_used == RING && mp_interrupt_char != CTRL_C) {
                 pthread_cond_wait(&room, &lock);
             }
-            ring[(ring_first + ring_used++) % RING] = bytes[i];
+            if (ring_used < RING) {
+                ring[(ring_first + ring_used++) % RING] = bytes[i];
+            }
         }
         pthread_cond_broadcast(&arrived);
         pthread_mutex_unlock(&lock);
