@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from outpost_tools import agreed, nvsread
+from outpost_tools import nvsread
 from outpost_tools.errors import OutpostError
 from outpost_tools.explain import Explanation, explain
 from outpost_tools.loader import Loader
@@ -35,10 +35,13 @@ class Region:
     offset: int
     content: bytes = field(repr=False)
     own: bool = False
+    first_last: bool = False  # sector by sector, the first one when all others are there
 
     def pieces(self) -> Iterator[tuple[int, bytes]]:
-        for at in range(0, len(self.content), PIECE_BYTES):
-            yield self.offset + at, self.content[at : at + PIECE_BYTES]
+        size = SECTOR_BYTES if self.first_last else PIECE_BYTES
+        starts = range(0, len(self.content), size)
+        for at in reversed(starts) if self.first_last else starts:
+            yield self.offset + at, self.content[at : at + size]
 
 
 @dataclass
@@ -83,7 +86,7 @@ class Image:
             if p.type == TYPES["app"]:
                 used = len(content.rstrip(b"\xff"))
                 content = content[: -(-used // SECTOR_BYTES) * SECTOR_BYTES]
-            found.append(Region(p.name, p.offset, content, own))
+            found.append(Region(p.name, p.offset, content, own, p == self.nvs))
         return found
 
 
@@ -154,7 +157,7 @@ def keeps_its_own(image: Image, board: Loader) -> bool:
         if found.device_id is not None and found.device_id != image.device_id:
             break
     _judge(image, found, content, there == here)
-    return found.device_id is not None and not _cut_off(image, content)
+    return found.device_id is not None and not found.damaged
 
 
 def _judge(image: Image, found: nvsread.Nvs, content: bytes, same_place: bool) -> None:
@@ -164,7 +167,8 @@ def _judge(image: Image, found: nvsread.Nvs, content: bytes, same_place: bool) -
             f"other board, or make this one {image.device_id} with --erase, which destroys the "
             f"keys of {found.device_id}. Nothing was written."
         )
-    if _cut_off(image, content):
+    # An NVS of ours is written from its end: with its first page whole, all of it is.
+    if (found.damaged or found.device_id is None) and _cut_off(image, content):
         return
     if found.device_id is None and (found.unreadable or found.has_outpost):
         raise OutpostError(
@@ -255,11 +259,10 @@ def write(
             if board.md5(at, len(content)) == _md5(content):
                 outcome.same += len(content)
             elif _blank(content):
-                # A file system does not mind what lies in its free blocks; a board that becomes
-                # another device keeps nothing of the first.
-                if region.name != agreed.VFS_LABEL or not keep:
-                    board.erase(at, len(content))
-                    outcome.erased += len(content)
+                # In free blocks of the file system too: an old half of a pair of blocks there
+                # would go before the new one.
+                board.erase(at, len(content))
+                outcome.erased += len(content)
             else:
                 board.write([(at, content)])
                 outcome.written += len(content)

@@ -40,9 +40,14 @@ def emitted() -> tuple[int, int]:
     return int(match[1]), int(match[2] or 0)
 
 
-def check_mpy(data: bytes, source: str, chip: str | None = None) -> None:
-    """OutpostError where a board of ours would not load it."""
-    version, native = emitted()
+def check_mpy(
+    data: bytes,
+    source: str,
+    chip: str | None = None,
+    takes: tuple[int, int] | None = None,
+) -> None:
+    """OutpostError where a board would not load it: one of ours, or one that `takes` those."""
+    version, native = takes or emitted()
     if len(data) < 4 or data[0:1] != b"M":
         raise OutpostError(f"{source} is no compiled Python: compile it again with mpy-cross.")
     if data[1] != version:

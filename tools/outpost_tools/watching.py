@@ -14,6 +14,17 @@ LINE_MAX_BYTES = 4096
 GONE = "The board is gone from the port: plug it in again."
 
 
+def restart(port: Any) -> None:
+    """Reset the board by the lines of the port, as every tool does."""
+    try:
+        port.dtr = False
+        port.rts = True
+        time.sleep(0.2)
+        port.rts = False
+    except OSError:
+        raise OutpostError(GONE) from None
+
+
 def plain(raw: bytes) -> str:
     text = raw.rstrip(b"\r").decode(errors="replace")
     return "".join(c if c.isprintable() or c == "\t" else "?" for c in text)

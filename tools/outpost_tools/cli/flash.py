@@ -171,10 +171,7 @@ def console_command(
     opened = open_port(find_port(port))
     try:
         if reset:
-            opened.dtr = False
-            opened.rts = True
-            time.sleep(0.2)
-            opened.rts = False
+            watching.restart(opened)
         ends = None if run_for is None else time.monotonic() + run_for
         with until_told():
             for line in watching.lines(opened, ends):
