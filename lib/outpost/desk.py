@@ -30,6 +30,22 @@ def opened(way, commands):
     return rotation
 
 
+def on_trial(device):
+    """The Trial of new software that this start is with; None where there is none (trial.py)."""
+    import esp32
+
+    try:
+        nvs = esp32.NVS(agreed.NVS_NAMESPACE)
+        if nvs.get_i32(agreed.NVS_APP_TRIAL) < 0:
+            return None
+    except OSError:
+        return None
+    from . import trial
+
+    number = trial.current(nvs)
+    return trial.Trial(device, nvs, number) if number >= 0 else None
+
+
 class Desk:
     def __init__(self, way, check):
         self._way = way  # Walk: who this device is, and its clock

@@ -52,6 +52,8 @@ class Device:
         self._backoff = Backoff(1, 300)
         self._retry_at = 0
         self._keys = desk.opened(self._way, self._in.commands)  # or None
+        self.health = None  # the application's health check
+        self._trial = desk.on_trial(self)  # or None
 
     # What the application says
 
@@ -87,6 +89,12 @@ class Device:
         acknowledged after it returned."""
         self._in.commands.message(handler)
         return handler
+
+    def healthy(self, check):
+        """Decorator: check() says True once new software does what it is for. Without that, and
+        without a connection, software from an update is not kept (docs/updates.md)."""
+        self.health = check
+        return check
 
     def report(self, properties):
         """Put reported properties of the twin: a dict; None removes one. What the hub has
@@ -200,6 +208,8 @@ class Device:
             self._stepping = False
             if self._leaving:
                 self.close()
+            if self._trial and self._trial.step():
+                self._trial = None
             watchdog.feed()
 
     def _advance(self):

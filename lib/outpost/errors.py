@@ -110,6 +110,12 @@ class SealError(OutpostError):
     stage = "seal"
 
 
+class UpdateError(OutpostError):
+    """New software was not taken: what runs goes on running."""
+
+    stage = "update"
+
+
 class OutboxFull(OutpostError):
     """send() was refused: nothing was accepted, so nothing is lost silently."""
 

@@ -65,3 +65,13 @@ ENDORSEMENT: str = _device.ENDORSEMENT
 NVS_SEAL: str = _device.NVS_SEAL
 NVS_PAYLOAD_KEY: str = _device.NVS_PAYLOAD_KEY
 PAYLOAD_KEY_BYTES: int = _device.PAYLOAD_KEY_BYTES
+
+APP_MAGIC: bytes = _device.APP_MAGIC
+APP_FORMAT: int = _device.APP_FORMAT
+APP_MAX_BYTES: int = _device.APP_MAX_BYTES
+APP_FILES_MAX: int = _device.APP_FILES_MAX
+APP_PATH_MAX: int = _device.APP_PATH_MAX
+APP_DEPTH_MAX: int = _device.APP_DEPTH_MAX
+APP_LABEL_MAX: int = _device.APP_LABEL_MAX
+APP_VERSION_MAX: int = _device.APP_VERSION_MAX
+APP_SLOTS: tuple[str, str] = _device.APP_SLOTS
