@@ -1,8 +1,8 @@
 # The earliest code on the device. It chooses which software runs: a slot that an update put it in
-# (/app/a, /app/b: docs/updates.md), or the application of the image, in /. New software is on trial:
-# each start with it is counted before it runs, under a watchdog, and after the third that did not end
-# in a connection the one before it runs again. Nothing here can fail, so that main.py is always
-# reached; where there is none, the library alone connects and waits for one.
+# (/app/a, /app/b: docs/updates.md), or the application of the image, in /. New software is on
+# trial: each start with it is counted before it runs, under a watchdog, and after the third that did
+# not end in a connection the one before it runs again. Nothing here can fail, so that main.py is
+# always reached; where there is none, the library alone connects and waits for one.
 import os
 import sys
 
@@ -24,7 +24,7 @@ def _whole(slot):
 
 
 def _on_trial(nvs, trial, current):
-    """Whether the software on trial gets this start; where it has had all of its own, it is over."""
+    """Whether the software on trial gets this start. Where it has had its three, it is over."""
     if trial >= 16:  # new firmware, named by its partition: the bootloader gives it one start
         import esp32
 
@@ -92,8 +92,8 @@ def _boot():
 
 
 _there = _boot()
-# What is left here would stay in memory beside main.py.
-del _number, _whole, _on_trial, _choose, _boot
+for _name in ("_number", "_whole", "_on_trial", "_choose", "_boot"):
+    del globals()[_name]  # it would stay in memory beside main.py, which has the same globals
 if not _there:
     print("   0.000 boot     there is no main.py: the library alone runs")
     import outpost

@@ -114,7 +114,7 @@ EVENTS_TOPIC = "devices/%s/messages/events/"
 EVENTS_PROPERTIES = "$.ct=application%2Fjson&$.ce=utf-8"
 EVENTS_SEALED = "$.ct=application%2Fjose&$.ce=utf-8"
 
-# Application updates (docs/updates.md, byte by byte). boot.py has these names too: it loads nothing.
+# Application updates (docs/updates.md, byte by byte). boot.py has these names too: it imports none.
 APP_SLOTS = ("/app/a", "/app/b")
 APP_MAX_BYTES = 393216  # of a package, as it is delivered
 APP_FILES_MAX = 128

@@ -113,8 +113,8 @@ def _loadable(version, flags, what):
     # Without machine code the sub-version does not matter.
     if version != ours & 0xFF or arch and (arch != ours >> 10 or flags & 3 != ours >> 8 & 3):
         raise UpdateError(
-            "%s is compiled for mpy %d.%d arch %d, and this board loads %d.%d arch %d: build it with "
-            "'outpost app build' for this firmware"
+            "%s is compiled for mpy %d.%d arch %d, and this board loads %d.%d arch %d: "
+            "build it with 'outpost app build' for this firmware"
             % (what, version, flags & 3, arch, ours & 0xFF, ours >> 8 & 3, ours >> 10)
         )
 

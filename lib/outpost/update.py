@@ -1,7 +1,7 @@
 """Update: a signed application package goes into the slot that is not in use, and on trial.
 
-Owns what lies below /app, and the NVS entries "app-*" (agreed.py); boot.py reads them and counts the
-starts of a trial, trial.py ends it. Loaded while a package is installed, and let go then. Never
+Owns what lies below /app, and the NVS entries "app-*" (agreed.py); boot.py reads them and counts
+the starts of a trial, trial.py ends it. Loaded while a package is installed, and let go then. Never
 believes a byte before the signatures are verified (bundle.py), never writes into the slot in use
 nor outside of /app.
 """
