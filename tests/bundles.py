@@ -9,11 +9,12 @@ import functools
 import time
 from collections.abc import Sequence
 
-import certs
 from cryptography.hazmat.primitives.asymmetric import ec
 from outpost_tools import bundle, envelope
 from outpost_tools.bundle import Bundle
 from outpost_tools.envelope import Envelope, Keys
+
+import certs
 
 FLEET = "harbour"
 Key = ec.EllipticCurvePrivateKey

@@ -6,7 +6,6 @@ import time
 from dataclasses import replace
 
 import bundles
-import certs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +13,8 @@ from outpost_tools import agreed, bundle, envelope
 from outpost_tools.bundle import Bundle, Endpoint
 from outpost_tools.envelope import Envelope, Keys
 from outpost_tools.errors import OutpostError
+
+import certs
 
 NOW = int(time.time())
 PRESENT = bundles.make(1)

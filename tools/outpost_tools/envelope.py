@@ -67,7 +67,7 @@ class Signature:
 
 @dataclass(frozen=True)
 class Envelope:
-    """`body` is None in a link: the head of an earlier bundle, which a change of keys is shown by."""
+    """`body` is None in a link: the head of an earlier bundle, which shows a change of keys."""
 
     role: int
     fleet: str
