@@ -1,8 +1,8 @@
 # The earliest code on the device. It chooses which software runs: a slot that an update put it in
 # (/app/a, /app/b: docs/updates.md), or the application of the image, in /. New software is on
 # trial: each start with it is counted before it runs, under a watchdog, and after the third that
-# did not end in a connection the one before it runs again. Nothing here can fail, so that main.py is
-# always reached; where there is none, the library alone connects and waits for one.
+# did not end in a connection the one before it runs again. Nothing here can fail, so that main.py
+# is always reached; where there is none, the library alone connects and waits for one.
 import os
 import sys
 
