@@ -12,6 +12,7 @@ from . import agreed
 from .errors import UpdateError
 
 _MPY_HEAD = 4
+_OURS = getattr(sys.implementation, "_mpy", 0)  # version, sub-version and arch, as it says
 _SMALL_INT_BITS = 31  # of an ESP32: constants of more bits cannot be loaded there
 
 
@@ -108,8 +109,7 @@ class Reader:
 
 def _loadable(version, flags, what):
     """UpdateError unless .mpy files of that version and arch can be loaded here."""
-    ours = getattr(sys.implementation, "_mpy", 0)
-    arch = flags >> 2
+    ours, arch = _OURS, flags >> 2
     # Without machine code the sub-version does not matter.
     if version != ours & 0xFF or arch and (arch != ours >> 10 or flags & 3 != ours >> 8 & 3):
         raise UpdateError(

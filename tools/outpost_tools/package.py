@@ -55,6 +55,9 @@ class Package:
             raise OutpostError(f"A package has at most {agreed.APP_FILES_MAX} files.")
         for path in self.files:
             check_path(path)
+            parents = [path[:at] for at, c in enumerate(path) if c == "/"]
+            if not self.files.keys().isdisjoint(parents):
+                raise OutpostError(f"{path} lies in what is a file of the package.")
 
     def encode(self) -> bytes:
         self.check()
