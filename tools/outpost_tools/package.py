@@ -142,6 +142,8 @@ def build(folder: Path, label: str = "", arch: str = "bytecode") -> Package:
     sources: dict[str, Path] = {}
     for name, content in application(folder).items():
         path = name.lstrip("/")
+        if path == "boot.py":
+            check_path(path)
         if path.endswith(".py") and not (path == MAIN and _asks_its_name(content, path)):
             sources[path] = folder / path
         else:
