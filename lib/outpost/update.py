@@ -12,7 +12,7 @@ import os
 
 from micropython import const
 
-from . import agreed, log, watchdog
+from . import agreed, bundle, log, trust, watchdog
 from .errors import UpdateError, number
 from .package import Reader
 
@@ -78,14 +78,35 @@ def may_begin(size):
     _room(size)
 
 
-def newer(version):
-    """UpdateError unless the version is above all that were kept here."""
+def taken(path, now):
+    """Install the delivered package at `path`: what its sender is answered, (status, result).
+
+    now  Unix seconds that it certainly is, or None
+    """
+    fleet, keys = signers()
     top = State().top()
-    if not top < version <= agreed.APP_VERSION_MAX:
-        raise UpdateError(
-            "version %d is not above %d, which this device has kept: versions only rise"
-            % (version, top)
-        )
+    head = bundle.accepted(path, agreed.ROLE_SOFTWARE, fleet, top, keys, now, agreed.APP_MAX_BYTES)
+    slot, label = install(path, head.at, head.size, head.version)
+    return 202, {"state": "trial", "version": head.version, "label": label, "slot": slot}
+
+
+def signers():
+    """(the fleet's name, the keys that may sign software); UpdateError: there are none."""
+    keys = trust.software_keys()
+    if keys:
+        with open(trust.in_use(), "rb") as f:
+            return bundle.head(f).fleet, keys
+    # A bundle without that section, or none: the signers with that role, any one of them.
+    from . import signed
+
+    known = signed.signers()
+    points = [point for point, roles in known.keys.values() if "software" in roles]
+    if not points:
+        raise UpdateError("this board knows nobody who may sign software", True)
+    keys = bytes((1, len(points)))
+    for point in points:
+        keys += point[1:]
+    return known.fleet.encode(), keys
 
 
 def install(path, body_at, body_size, version):
@@ -97,7 +118,6 @@ def install(path, body_at, body_size, version):
     state = State()
     if state.trial() >= 0:
         raise UpdateError("software is on trial here: send the next when it is kept or gone")
-    newer(version)
     slot = 1 if state.slot() == 0 else 0
     top = agreed.APP_SLOTS[slot]
     with open(path, "rb") as f:
