@@ -55,6 +55,7 @@ class Device:
         self._files = delivery.opened(self)
         self.health = None  # the application's health check
         self._trial = desk.on_trial(self)  # or None
+        desk.takes_software(self, self._way)
 
     # What the application says
 

@@ -12,13 +12,13 @@ import os
 
 from micropython import const
 
-from . import agreed, bundle, log, trust, watchdog
+from . import agreed, bundle, log, package, trust, watchdog
 from .errors import UpdateError, number
-from .package import Reader
 
 _BUFFER = const(512)
 _FOLDER = const(0x4000)
 _SPARE_BYTES = const(32768)  # of the file system, that an update leaves free
+_ON_TRIAL = "software is on trial here: send the next when that is kept or gone"
 _NOT_FOUND = const(-0x1102)  # ESP_ERR_NVS_NOT_FOUND
 
 
@@ -69,12 +69,11 @@ class State:
 def may_begin(size):
     """UpdateError where a package of that size cannot be taken now; nothing is changed."""
     if State().trial() >= 0:
-        raise UpdateError("software is on trial here: send the next when it is kept or gone")
-    if size > agreed.APP_MAX_BYTES:
-        raise UpdateError(
-            "the package has %d bytes, more than the %d that this device takes"
-            % (size, agreed.APP_MAX_BYTES)
-        )
+        raise UpdateError(_ON_TRIAL)
+    try:
+        size -= os.stat(agreed.STAGE_PATH + "/software.bin")[6]  # goes, or is a part of it
+    except OSError:
+        pass
     _room(size)
 
 
@@ -84,8 +83,20 @@ def taken(path, now):
     now  Unix seconds that it certainly is, or None
     """
     fleet, keys = signers()
-    top = State().top()
-    head = bundle.accepted(path, agreed.ROLE_SOFTWARE, fleet, top, keys, now, agreed.APP_MAX_BYTES)
+    state = State()
+    top = state.top()
+    head = bundle.accepted(path, agreed.ROLE_SOFTWARE, fleet, 0, keys, now, agreed.APP_MAX_BYTES)
+    trial = state.trial()
+    if trial in (0, 1) and state.version(trial) == head.version:
+        # Its sender did not hear the answer: the power went.
+        return 202, {"state": "trial", "version": head.version}
+    if head.version == top:
+        return 200, {"state": "kept", "version": top}
+    if head.version < top:
+        raise UpdateError(
+            "version %d is older than %d, which this device has kept: versions only rise"
+            % (head.version, top)
+        )
     slot, label = install(path, head.at, head.size, head.version)
     return 202, {"state": "trial", "version": head.version, "label": label, "slot": slot}
 
@@ -117,17 +128,17 @@ def install(path, body_at, body_size, version):
     """
     state = State()
     if state.trial() >= 0:
-        raise UpdateError("software is on trial here: send the next when it is kept or gone")
+        raise UpdateError(_ON_TRIAL)
     slot = 1 if state.slot() == 0 else 0
     top = agreed.APP_SLOTS[slot]
     with open(path, "rb") as f:
-        package = Reader(f, body_at, body_size)
-        package.check()
+        reader = package.Reader(f, body_at, body_size)
+        reader.check()
         # What lies in the slot from before makes room: it is older than what runs, or was on trial.
         _clear(top)
-        _room(package.needs)
+        _room(reader.needs)
         try:
-            _unpack(package, top)
+            _unpack(reader, top)
         except OSError as e:
             _clear(top)
             raise UpdateError("the slot cannot be written (%s): is the flash full?" % e)
@@ -138,13 +149,13 @@ def install(path, body_at, body_size, version):
     state.set(agreed.NVS_APP_LIVES, 0)
     state.set(agreed.NVS_APP_TRIAL, slot)  # the moment
     log.say("update", "software version=%d is in slot %s: on trial" % (version, top[-1]))
-    return top[-1], package.label
+    return top[-1], reader.label
 
 
-def _unpack(package, top):
+def _unpack(reader, top):
     buffer = bytearray(_BUFFER)
     _folder(top)
-    for path, _, digest in package.entries():
+    for path, _, digest in reader.entries():
         at = -1
         while True:
             at = path.find("/", at + 1)
@@ -154,7 +165,7 @@ def _unpack(package, top):
         name = top + "/" + path
         with open(name, "wb") as out:
             while True:
-                part = package.read(buffer)
+                part = reader.read(buffer)
                 if not len(part):
                     break
                 out.write(part)
