@@ -112,6 +112,7 @@ class Trial:
             log.say("update", "the trial cannot be ended now (%s): it is tried again" % e)
             return False
         log.say("update", "%s works: it is kept" % self._name())
+        _unstage("software")
         return True
 
     def _fail(self, outcome):
@@ -139,6 +140,17 @@ def _outcome(nvs, outcome, bad):
         nvs.set_i32(agreed.NVS_APP_BAD, bad)
     nvs.set_i32(agreed.NVS_APP_OUTCOME, outcome)
     nvs.commit()
+
+
+def _unstage(kind):
+    """A power cut may have left the package where it came in: the next one wants the room."""
+    import os
+
+    for end in ("bin", "txt"):
+        try:
+            os.remove("%s/%s.%s" % (agreed.STAGE_PATH, kind, end))
+        except OSError:
+            pass
 
 
 def _number(nvs, name):
