@@ -10,6 +10,7 @@ import typer
 
 from outpost_tools import __version__
 from outpost_tools.cli import (
+    apps,
     authority,
     boards,
     born,
@@ -51,6 +52,7 @@ def main() -> None:
 
 __all__ = [
     "app",
+    "apps",
     "authority",
     "boards",
     "born",
