@@ -183,7 +183,7 @@ class Machine:
                 self._heapsize,
                 mac=self._mac,
                 cut=f"{cut.operation}:{cut.how}" if cut else None,
-                on_bytes=self.on_output,
+                on_bytes=lambda data: self.on_output(data),
                 on_exit=self._ended,
                 **self._options,  # type: ignore[arg-type]
             )
