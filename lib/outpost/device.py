@@ -8,7 +8,7 @@ import gc
 import sys
 import time
 
-from . import agreed, clock, delivery, desk, log, room, sender, telemetry, watchdog
+from . import agreed, clock, delivery, desk, lastwords, log, room, sender, telemetry, watchdog
 from .backoff import Backoff
 from .errors import OutboxFull, understood
 from .incoming import Incoming
@@ -51,7 +51,7 @@ class Device:
         self._online_since = 0
         self._backoff = Backoff(1, 300)
         self._retry_at = 0
-        self._keys = desk.opened(self._way, self._in.commands)  # or None
+        self._keys = desk.opened(self._way, self._in.commands, self.after)  # or None
         self._files = delivery.opened(self)
         self.health = None  # the application's health check
         self._trial = desk.on_trial(self)  # or None
@@ -149,6 +149,9 @@ class Device:
         try:
             while True:
                 self.pause(self.step())
+        except Exception as e:
+            lastwords.crashed(e)
+            raise
         finally:
             self.close()
 
@@ -158,6 +161,7 @@ class Device:
         if len(self._messages):
             log.say("outbox", "messages from before wait count=%d" % len(self._messages))
         self._watched = True
+        lastwords.begin(self.report)
 
     def readable(self):
         """Whether the hub has sent something that step() would read."""

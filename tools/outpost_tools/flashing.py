@@ -190,8 +190,8 @@ def _judge(image: Image, found: nvsread.Nvs, content: bytes, same_place: bool) -
     if image.told.production and not found.production:
         raise OutpostError(
             f"The board is {found.device_id} already, in development mode: close it with `outpost "
-            f"sign command production {found.device_id}`, or begin anew with --erase. Nothing was "
-            "written."
+            f"sign command {found.device_id} software production`, or begin anew with --erase. "
+            "Nothing was written."
         )
 
 
