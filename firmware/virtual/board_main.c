@@ -292,6 +292,7 @@ static void board_begin(const boot_t *boot) {
     if (flash_partitions(&table) < 0) {
         board_cannot_start(flash_error());
     }
+    flash_bootloader();
     nvs_start();
     nvs_status_t status;
     nvs_status(&status);

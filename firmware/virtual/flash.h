@@ -122,5 +122,7 @@ const flash_partition_t *flash_running_partition(void);
 const flash_partition_t *flash_next_update_partition(const flash_partition_t *from);
 int flash_set_boot_partition(const flash_partition_t *p);
 int flash_mark_app_valid(void);
+// What the bootloader notes at each start: a new application's one try, and that it was not taken.
+void flash_bootloader(void);
 
 #endif

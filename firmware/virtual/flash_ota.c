@@ -4,7 +4,9 @@
 // Owns the otadata partition. It has two sectors, each with one record at its beginning: a counter,
 // a label (unused), a state and the CRC of the counter. The higher valid counter wins and
 // names the slot: (counter - 1) modulo the number of slots. No record: the factory app.
-// Never leaves both records unreadable, wherever the power goes.
+// As with CONFIG_BOOTLOADER_APP_ROLLBACK_ENABLE, which MicroPython's boards have, a new application
+// gets one start: who has not confirmed itself by the next one is passed over. A record that is
+// changed is erased first, as on the chip: a power cut there means the application before it.
 #include "bytes.h"
 #include "flash_parts.h"
 
@@ -79,10 +81,7 @@ static int ota_ruling(const flash_partition_t *data, uint32_t *counter, uint32_t
         ota_counter(data, 0, &states[0]),
         ota_counter(data, 1, &states[1]),
     };
-    // Both carry the same counter only while a confirmation was being written.
-    bool second = counters[1] == counters[0] ? states[1] == OTA_STATE_VALID
-        : counters[1] > counters[0];
-    int which = second ? 1 : 0;
+    int which = counters[1] > counters[0] ? 1 : 0;
     *counter = counters[which];
     *state = states[which];
     return counters[which] == 0 ? -1 : which;
@@ -166,7 +165,25 @@ int flash_set_boot_partition(const flash_partition_t *p) {
     while (next <= counter) {
         next += slots;
     }
-    return write_ota_record(data, ruling == 0 ? 1 : 0, next, 0xffffffffu);
+    return write_ota_record(data, ruling == 0 ? 1 : 0, next, OTA_STATE_NEW);
+}
+
+void flash_bootloader(void) {
+    const flash_partition_t *data = otadata();
+    uint32_t counter, state;
+    if (data == NULL || ota_slots() == 0) {
+        return;
+    }
+    for (uint32_t which = 0; which < 2; which++) {
+        counter = ota_counter(data, which, &state);
+        if (counter != 0 && state == OTA_STATE_PENDING) {
+            write_ota_record(data, which, counter, OTA_STATE_ABORTED);
+        }
+    }
+    int ruling = ota_ruling(data, &counter, &state);
+    if (ruling >= 0 && state == OTA_STATE_NEW) {
+        write_ota_record(data, (uint32_t)ruling, counter, OTA_STATE_PENDING);
+    }
 }
 
 int flash_mark_app_valid(void) {
@@ -182,6 +199,5 @@ int flash_mark_app_valid(void) {
     if (state == OTA_STATE_VALID) {
         return BOARD_OK;
     }
-    // The other sector is written first, so that a power cut leaves one whole record.
-    return write_ota_record(data, ruling == 0 ? 1 : 0, counter, OTA_STATE_VALID);
+    return write_ota_record(data, (uint32_t)ruling, counter, OTA_STATE_VALID);
 }

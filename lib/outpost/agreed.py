@@ -75,7 +75,7 @@ PRIVATE_KEY_MAX_BYTES = 256
 SLOT_BORN = 0  # never used up: seals secrets, endorses requests, and is the emergency's way in
 SLOTS_TLS = (1, 2, 3)  # the key in use, the next one, and one that DPS is asked with
 
-# Trust: factory.bin is, for each root, a 2-byte big-endian length and the DER.
+# Trust. The factory.bin of older images: for each root a 2-byte big-endian length and the DER.
 ROOTS_MAX_BYTES = 8192
 ROOTS_MAX = 6
 
@@ -113,3 +113,72 @@ RESERVED_METHODS = "outpost."  # names of methods that only the library may take
 EVENTS_TOPIC = "devices/%s/messages/events/"
 EVENTS_PROPERTIES = "$.ct=application%2Fjson&$.ce=utf-8"
 EVENTS_SEALED = "$.ct=application%2Fjose&$.ce=utf-8"
+
+# Production mode (docs/flashing.md): set once, never taken back by anything on the board.
+NVS_PRODUCTION = "prod"  # i32: 1 where the prompt is closed
+
+# Envelopes: trust bundles and software packages (docs/trust-bundle.md, byte by byte).
+ENVELOPE_MAGIC = b"OPTB"
+ENVELOPE_FORMAT = 1
+LINK_MARK = 0x4C  # "L", before a head that comes without its body; no envelope begins with it
+ROLE_TRUST = 1
+ROLE_SOFTWARE = 2
+ENVELOPE_KEYS_MAX = 8
+SIGNATURES_MAX = 16
+VERSION_MAX = 0x7FFFFFFF  # versions are kept in NVS as i32
+BUNDLE_MAX_BYTES = 8192  # a trust bundle, head to end
+TRUST_FILE_MAX_BYTES = 16384  # what is delivered: links and a bundle
+SECTION_ROOT = 1
+SECTION_HOST = 2
+SECTION_RECOVERY = 3
+SECTION_SOFTWARE = 4
+SECTION_SIGNERS = 5
+SECTION_MUST_KNOW = 128  # from here on a reader refuses what it does not know
+HOSTS_MAX = 4
+HOST_MAX_BYTES = 253
+RECOVERY_MAX = 3
+# Where bundles lie; NVS has i32 entries of which slot is in use and which is on trial.
+TRUST_SLOTS = ("/trust/a.bin", "/trust/b.bin")
+NVS_TRUST_SLOT = "tr-slot"  # 0 or 1: the bundle in use; absent: the factory's
+NVS_TRUST_TRIAL = "tr-try"  # 0 or 1: the bundle on trial
+NVS_TRUST_LIVES = "tr-lives"  # how many lives of the device began with it on trial
+NVS_TRUST_HIGH = "tr-high"  # the highest version that was ever in use
+NVS_TRUST_FLOOR = "tr-floor"  # the lowest version that may still be used
+NVS_TRUST_CHANGE = "tr-last"  # version of the last change that was tried
+NVS_TRUST_OUTCOME = "tr-out"  # and its outcome, a number of TRUST_OUTCOMES
+
+# Delivery of files in pieces (docs/delivery.md).
+DELIVERY_METHOD = "outpost.deliver"
+DELIVERY_PIECE_BYTES = 2048  # of the file, in one call
+DELIVERY_PACKET_BYTES = 3584  # the MQTT packet that such a call comes in
+STAGE_PATH = "/stage"  # for each kind KIND.bin, and KIND.txt: its size and its SHA-256
+
+# Application updates (docs/updates.md, byte by byte). boot.py has these names too: it imports none.
+APP_SLOTS = ("/app/a", "/app/b")
+APP_MAX_BYTES = 393216  # of a package, as it is delivered
+APP_FILES_MAX = 128
+APP_PATH_MAX = 64
+APP_DEPTH_MAX = 4
+APP_NAME_PLAIN = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."
+APP_LABEL_MAX = 32
+APP_MAGIC = b"OPAP"
+APP_FORMAT = 1
+APP_VERSION_MAX = 0x7FFFFFFF
+APP_TRIAL_S = 1800  # new software connects in this time, or the one before it comes back
+APP_LIVES = 3  # starts that it has for that
+NVS_APP_CURRENT = "app-cur"  # i32, 0 or 1: the slot in use; none: the image's own application
+NVS_APP_TRIAL = "app-try"  # i32: the slot on trial; 16 and more: the firmware, by its subtype
+NVS_APP_LIVES = "app-lives"  # i32: how many starts began with it on trial
+NVS_APP_SLOTS = ("app-a", "app-b")  # i32: the version in each slot
+NVS_APP_TOP = "app-top"  # i32: the highest version that was ever kept
+NVS_APP_BAD = "app-bad"  # i32: the version whose trial failed last
+NVS_APP_OUTCOME = "app-out"  # i32: how the last trial ended, index into APP_OUTCOMES
+NVS_FIRMWARE_VERSION = "fw-ver"  # i32: the version of the firmware that was put on trial last
+NVS_FIRMWARE_TOP = "fw-top"  # i32: the highest version of firmware that was ever kept
+APP_OUTCOMES = (
+    "none",
+    "kept",
+    "it did not hold for a connection in its starts",
+    "it made no connection in its time",
+    "its health check did not pass in its time",
+)

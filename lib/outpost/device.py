@@ -8,12 +8,12 @@ import gc
 import sys
 import time
 
-from . import agreed, clock, desk, log, room, sender, telemetry, watchdog
+from . import agreed, clock, delivery, desk, log, room, sender, telemetry, watchdog
 from .backoff import Backoff
 from .errors import OutboxFull, understood
 from .incoming import Incoming
 from .timers import Timers, milliseconds, moment
-from .walk import Walk
+from .walk import Walk, _let_go
 
 _READS_PER_STEP = 16  # so that a flood from the server cannot starve the timers
 _ACK_TIMEOUT_MS = 30000
@@ -51,7 +51,11 @@ class Device:
         self._online_since = 0
         self._backoff = Backoff(1, 300)
         self._retry_at = 0
-        self._keys = desk.opened(self._way, self._in.commands)  # or None
+        self._keys = desk.opened(self._way, self._in.commands, self.after)  # or None
+        self._files = delivery.opened(self)
+        self.health = None  # the application's health check
+        self._trial = desk.on_trial(self)  # or None
+        desk.takes_software(self, self._way)
 
     # What the application says
 
@@ -87,6 +91,12 @@ class Device:
         acknowledged after it returned."""
         self._in.commands.message(handler)
         return handler
+
+    def healthy(self, check):
+        """Decorator: check() says True once new software does what it is for. Without that, and
+        without a connection, software from an update is not kept (docs/updates.md)."""
+        self.health = check
+        return check
 
     def report(self, properties):
         """Put reported properties of the twin: a dict; None removes one. What the hub has
@@ -139,6 +149,11 @@ class Device:
         try:
             while True:
                 self.pause(self.step())
+        except Exception as e:
+            from . import lastwords
+
+            lastwords.crashed(e)
+            raise
         finally:
             self.close()
 
@@ -148,6 +163,10 @@ class Device:
         if len(self._messages):
             log.say("outbox", "messages from before wait count=%d" % len(self._messages))
         self._watched = True
+        from . import lastwords
+
+        lastwords.begin(self.report)
+        _let_go(lastwords)
 
     def readable(self):
         """Whether the hub has sent something that step() would read."""
@@ -200,6 +219,8 @@ class Device:
             self._stepping = False
             if self._leaving:
                 self.close()
+            if self._trial and self._trial.step():
+                self._trial = None
             watchdog.feed()
 
     def _advance(self):
@@ -231,6 +252,7 @@ class Device:
         self._messages.attach(session)
         if self._keys:
             session.limit = max(session.limit, agreed.COMMAND_PACKET_BYTES)
+        session.limit = max(session.limit, self._files.packet_bytes())
         self._in.attach(session, way.profile, self.id)
         self.online = True
         self._online_since = log.uptime_ms()
@@ -281,6 +303,7 @@ class Device:
         self.online = False
         session, self._session, self._stream = self._session, None, None
         self._in.detach()
+        self._files.rest()
         if session:
             session.disconnect()
         gc.collect()

@@ -110,6 +110,18 @@ class SealError(OutpostError):
     stage = "seal"
 
 
+class DeliveryError(OutpostError):
+    """A file could not be delivered: what of it is here stays, and the sender can go on."""
+
+    stage = "delivery"
+
+
+class UpdateError(OutpostError):
+    """New software was not taken: what runs goes on running."""
+
+    stage = "update"
+
+
 class OutboxFull(OutpostError):
     """send() was refused: nothing was accepted, so nothing is lost silently."""
 

@@ -189,22 +189,55 @@ def test_a_slot_without_an_application_is_refused(chip):
     assert boots(chip) == "ota_0"
 
 
-def test_confirming_survives_a_power_cut_at_every_operation(chip):
+def start(chip: Chip) -> str:
+    """Power on: what the bootloader starts."""
+    chip.power_on()
+    chip.lib.flash_running_forget()
+    chip.lib.flash_bootloader()
+    return chip.lib.flash_running_partition().contents.label.decode()
+
+
+def test_new_firmware_that_does_not_confirm_itself_is_started_once(chip):
     parts = ota(chip)
+    assert start(chip) == "ota_0"
     assert set_boot(chip, parts["ota_1"]) == 0
-    before = chip.image[0xD000:0xF000]
-    for mode in (c.CLEAN, c.TORN, c.ODD):
-        for operation in (1, 2):
-            chip.image[0xD000:0xF000] = before
-            chip.cut_after(operation, mode, operation)
-            assert chip.lib.flash_mark_app_valid() == c.POWER_GONE
-            chip.power_on()
-            assert boots(chip) == "ota_1"
+    assert [start(chip) for _ in range(3)] == ["ota_1", "ota_0", "ota_0"]
+    assert set_boot(chip, parts["ota_1"]) == 0
+    assert start(chip) == "ota_1"
     assert chip.lib.flash_mark_app_valid() == 0
-    assert boots(chip) == "ota_1"
+    assert [start(chip) for _ in range(3)] == ["ota_1"] * 3
+    # And back again, with one before it to fall back to.
+    assert set_boot(chip, parts["ota_0"]) == 0
+    assert [start(chip) for _ in range(2)] == ["ota_0", "ota_1"]
+
+
+def test_confirming_twice_writes_nothing(chip):
+    parts = ota(chip)
+    set_boot(chip, parts["ota_1"])
+    start(chip)
+    assert chip.lib.flash_mark_app_valid() == 0
     operations = chip.lib.flash_operations()
     assert chip.lib.flash_mark_app_valid() == 0
     assert chip.lib.flash_operations() == operations
+
+
+@pytest.mark.parametrize("mode", (c.CLEAN, c.TORN, c.ODD))
+def test_power_cut_at_every_operation_of_a_start_and_a_confirmation_leaves_one_that_starts(
+    chip, mode
+):
+    parts = ota(chip)
+    start(chip)
+    assert set_boot(chip, parts["ota_1"]) == 0
+    before = chip.image[0xD000:0xF000]
+    for operation in (1, 2, 3, 4):
+        chip.image[0xD000:0xF000] = before
+        chip.power_on()
+        chip.lib.flash_running_forget()
+        chip.cut_after(operation, mode, operation)
+        chip.lib.flash_bootloader()
+        chip.lib.flash_mark_app_valid()
+        seen = [start(chip) for _ in range(3)]
+        assert set(seen) <= {"ota_0", "ota_1"} and len(set(seen[1:])) == 1
 
 
 def test_choosing_a_slot_survives_a_power_cut_at_every_operation(chip):

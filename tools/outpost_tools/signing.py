@@ -20,7 +20,8 @@ from typing import Any
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
-from outpost_tools import agreed, proof, vault
+from outpost_tools import agreed, envelope, proof, vault
+from outpost_tools.envelope import Envelope
 from outpost_tools.errors import OutpostError
 from outpost_tools.fleet import Fleet
 from outpost_tools.nvsimage import Identity
@@ -209,6 +210,13 @@ class Pen:
                 f"The command has {len(token)} bytes; a device takes {agreed.COMMAND_MAX_BYTES}."
             )
         return token
+
+    def envelope(self, unsigned: Envelope) -> Envelope:
+        """A trust bundle or package with this signer's signature too."""
+        role = {agreed.ROLE_TRUST: "trust", agreed.ROLE_SOFTWARE: "software"}[unsigned.role]
+        if role not in self.signer.roles:
+            raise OutpostError(f"The signer {self.signer.name!r} may not sign for {role!r}.")
+        return envelope.sign(unsigned, self._key)
 
     def sign(self, payload: dict[str, Any]) -> str:
         """A JWS in compact form, ES256."""

@@ -10,12 +10,15 @@ import typer
 
 from outpost_tools import __version__
 from outpost_tools.cli import (
+    apps,
     authority,
     boards,
     born,
+    deploy,
     devices,
     enrol,
     factory,
+    flash,
     hub,
     provision,
     rotate,
@@ -49,12 +52,15 @@ def main() -> None:
 
 __all__ = [
     "app",
+    "apps",
     "authority",
     "boards",
     "born",
+    "deploy",
     "devices",
     "enrol",
     "factory",
+    "flash",
     "hub",
     "main",
     "provision",

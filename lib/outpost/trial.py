@@ -1,0 +1,169 @@
+"""Trial: new software proves itself, or the one before it comes back.
+
+Kept for good only when, in one start, the device has connected (server verified), the hub has
+acknowledged a message, and the application's health check has said True. Loaded only while software
+is on trial. Writes the NVS entries "app-*" (agreed.py); boot.py ends a trial that hangs or
+crashes. Never ends one in favour of the new software on anybody's word.
+"""
+
+import gc
+
+from micropython import const
+
+from . import agreed, log, watchdog
+from .errors import OutpostError, number
+
+_ASK_MS = const(1000)
+KEPT, NO_CONNECTION, NOT_HEALTHY = const(1), const(3), const(4)
+FIRMWARE = const(16)  # and above: the trial is of the firmware, named by its partition's subtype
+
+
+def current(nvs):
+    """The number of what is on trial in this start, or -1."""
+    trial = _number(nvs, agreed.NVS_APP_TRIAL)
+    if trial < 0:
+        return -1
+    if trial >= FIRMWARE:
+        import esp32
+
+        if esp32.Partition(esp32.Partition.RUNNING).info()[1] == trial:
+            return trial
+        _outcome(nvs, 2, _number(nvs, agreed.NVS_FIRMWARE_VERSION))
+        log.say("update", "the new firmware did not hold: the one before it runs again")
+    elif trial != _number(nvs, agreed.NVS_APP_CURRENT):
+        # boot.py runs another one where it could not count this start.
+        import os
+
+        return trial if os.getcwd() == agreed.APP_SLOTS[trial & 1] else -1
+    _erase(nvs, agreed.NVS_APP_TRIAL)
+    return -1
+
+
+class Trial:
+    """trial is the slot, or the firmware's subtype; step() is called at the end of each slice."""
+
+    def __init__(self, device, nvs, trial):
+        self._device = device
+        self._nvs = nvs
+        self._trial = trial
+        self._asked = 0  # uptime at which the health check was asked last
+        self._said = None
+        self._sent = False
+        watchdog.arm(agreed.WATCHDOG_S)  # boot.py has armed it: from now on progress feeds it
+        log.say("update", "%s is on trial" % self._name())
+
+    def _name(self):
+        if self._trial >= FIRMWARE:
+            return "firmware of version %d" % max(
+                0, _number(self._nvs, agreed.NVS_FIRMWARE_VERSION)
+            )
+        name = agreed.NVS_APP_SLOTS[self._trial]
+        return "software version=%d in slot %s" % (max(0, _number(self._nvs, name)), name[-1])
+
+    def step(self):
+        """Whether the trial is over: the software is kept. Where it has failed, does not return."""
+        device = self._device
+        now = log.uptime_ms()
+        if device.online and device.acked:
+            if self._healthy(now):
+                return self._keep()
+        elif device.online and not self._sent:
+            # Software that has nothing to say yet: an acknowledged message is what is asked for.
+            self._sent = True
+            if not device.waiting():
+                device.send({"outpost": {"trial": self._trial}}, durable=False)
+        if now >= agreed.APP_TRIAL_S * 1000:
+            self._fail(NOT_HEALTHY if device.acked else NO_CONNECTION)
+        return False
+
+    def _healthy(self, now):
+        check = self._device.health
+        if check is None:
+            return True
+        if self._asked and now - self._asked < _ASK_MS:
+            return False
+        self._asked = now
+        try:
+            answer = check()
+            if answer is True:
+                return True
+            said = "answers %s" % type(answer).__name__ if answer is not False else "says no"
+        except Exception as e:
+            said = "raised %s" % type(e).__name__
+        if said != self._said:
+            self._said = said
+            log.say("update", "the health check %s: it is asked again" % said)
+        return False
+
+    def _keep(self):
+        nvs, trial = self._nvs, self._trial
+        try:
+            if trial >= FIRMWARE:
+                import esp32
+
+                esp32.Partition.mark_app_valid_cancel_rollback()
+                nvs.set_i32(agreed.NVS_FIRMWARE_TOP, _number(nvs, agreed.NVS_FIRMWARE_VERSION))
+            else:
+                nvs.set_i32(agreed.NVS_APP_CURRENT, trial)  # the moment
+                nvs.set_i32(agreed.NVS_APP_TOP, _number(nvs, agreed.NVS_APP_SLOTS[trial]))
+            _outcome(nvs, KEPT, None)
+            _erase(nvs, agreed.NVS_APP_TRIAL)
+        except OSError as e:
+            log.say("update", "the trial cannot be ended now (%s): it is tried again" % e)
+            return False
+        log.say("update", "%s works: it is kept" % self._name())
+        _unstage("software")
+        return True
+
+    def _fail(self, outcome):
+        import machine
+
+        log.say("update", "%s: %s" % (self._name(), agreed.APP_OUTCOMES[outcome]))
+        nvs, trial = self._nvs, self._trial
+        try:
+            if trial < FIRMWARE:
+                _outcome(nvs, outcome, _number(nvs, agreed.NVS_APP_SLOTS[trial]))
+                _erase(nvs, agreed.NVS_APP_TRIAL)
+            # A firmware that is not marked as valid is not started again by the bootloader.
+        except OSError:
+            pass  # boot.py counts the starts: it ends there
+        try:
+            self._device.close()
+        except OutpostError:
+            pass
+        gc.collect()
+        machine.reset()
+
+
+def _outcome(nvs, outcome, bad):
+    if bad is not None:
+        nvs.set_i32(agreed.NVS_APP_BAD, bad)
+    nvs.set_i32(agreed.NVS_APP_OUTCOME, outcome)
+    nvs.commit()
+
+
+def _unstage(kind):
+    """A power cut may have left the package where it came in: the next one wants the room."""
+    import os
+
+    for end in ("bin", "txt"):
+        try:
+            os.remove("%s/%s.%s" % (agreed.STAGE_PATH, kind, end))
+        except OSError:
+            pass
+
+
+def _number(nvs, name):
+    try:
+        return nvs.get_i32(name)
+    except OSError:
+        return -1
+
+
+def _erase(nvs, name):
+    try:
+        nvs.erase_key(name)
+    except OSError as e:
+        if number(e) != -0x1102:
+            raise
+    nvs.commit()
