@@ -10,6 +10,7 @@ import typer
 
 from outpost_tools import __version__
 from outpost_tools.cli import (
+    audit,
     authority,
     boards,
     born,
@@ -48,6 +49,7 @@ def main() -> None:
 
 __all__ = [
     "app",
+    "audit",
     "authority",
     "boards",
     "born",
