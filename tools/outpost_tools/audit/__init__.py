@@ -12,6 +12,6 @@ It never sends anything but handshakes: no name, no key, no message. It verifies
 asks, and says afterwards what a device would have found.
 """
 
-from outpost_tools.audit.survey import NotAsked, Target, survey
+from outpost_tools.audit.survey import NotAsked, Target, Verdict, survey, verdict
 
-__all__ = ["NotAsked", "Target", "survey"]
+__all__ = ["NotAsked", "Target", "Verdict", "survey", "verdict"]

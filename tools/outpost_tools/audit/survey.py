@@ -154,20 +154,49 @@ def survey(
         flight = asker(hellos.device_hello(target.sni, offered))
         if flight is not None and flight.whole:
             found.shown[kind] = chains.judge(flight.certificates, trusted, target.sni, at)
-    for policy, offered in POLICIES.items():
-        flight = asker(hellos.device_hello(target.sni, offered)) or first
-        judgement = (
-            chains.judge(flight.certificates, trusted, target.sni, at)
-            if flight.whole
-            else chains.Judgement()
-        )
-        found.verdicts[policy] = verdict = Verdict(policy, flight, judgement)
-        verdict.stops = _stops(verdict, found)
-        if flight.whole:
-            progress("a whole handshake")
-            _finish(target, address, asker, verdict, found, with_certificate)
+    for policy in POLICIES:
+        progress(f"a whole handshake ({policy})")
+        found.verdicts[policy] = _verdict(policy, first, trusted, asker, found, with_certificate)
     found.complete = asker.complete
     return found
+
+
+def verdict(
+    target: Target,
+    roots: Sequence[bytes],
+    policy: str = "all",
+    with_certificate: bool = False,
+    now: dt.datetime | None = None,
+) -> Verdict:
+    """Only whether devices will connect, in about twelve connections. NotAsked as in survey()."""
+    address = _resolve(target)
+    asker = _Asker(target, address)
+    found = Survey(target, address[0], now or dt.datetime.now(dt.UTC))
+    first = _first(target, asker)
+    _sizes(target, asker, found)
+    _versions(target, asker, found)
+    trusted = [chains.read(der) for der in roots]
+    return _verdict(policy, first, trusted, asker, found, with_certificate)
+
+
+def _verdict(
+    policy: str,
+    first: Flight,
+    roots: Sequence[chains.Seen],
+    asker: _Asker,
+    found: Survey,
+    with_certificate: bool,
+) -> Verdict:
+    sni = found.target.sni
+    flight = asker(hellos.device_hello(sni, POLICIES[policy])) or first
+    judgement = chains.Judgement()
+    if flight.whole:
+        judgement = chains.judge(flight.certificates, roots, sni, found.at)
+    made = Verdict(policy, flight, judgement)
+    made.stops = _stops(made, found)
+    if flight.whole:
+        _finish(asker, made, found, with_certificate)
+    return made
 
 
 def _resolve(target: Target) -> tuple[str, int]:
@@ -285,20 +314,15 @@ def _stops(verdict: Verdict, found: Survey) -> list[str]:
     return stops
 
 
-def _finish(
-    target: Target,
-    address: tuple[str, int],
-    asker: _Asker,
-    verdict: Verdict,
-    found: Survey,
-    with_certificate: bool,
-) -> None:
+def _finish(asker: _Asker, verdict: Verdict, found: Survey, with_certificate: bool) -> None:
     patience_s = asker.patience_s()
     if patience_s is None:
         verdict.stops.append(
             "The whole handshake could not be tried: the server stopped answering."
         )
         return
+    target = found.target
+    address = (found.address, target.port)
     why = finish(address, target.sni, POLICIES[verdict.policy], patience_s)
     asked_for = verdict.flight.wants_certificate
     if asked_for:

@@ -66,20 +66,29 @@ def ask(
     with connection:
         try:
             connection.sendall(hello)
-            for kind, body in _messages(connection, deadline, flight):
-                _take(kind, body, flight)
-                if flight.whole or (only_hello and flight.chosen):
-                    break
-            flight.outcome = "answered"
-        except _Bad as why:
-            flight.outcome, flight.why = why.outcome, str(why)
-        except TimeoutError:
-            flight.outcome, flight.why = "silent", f"no whole answer within {patience_s:g} s"
         except OSError as why:
             flight.outcome, flight.why = "closed", why.strerror or str(why)
-        except (IndexError, ValueError):
-            flight.outcome, flight.why = "broken", "its handshake messages make no sense"
+            return flight
+        listen(connection, deadline, flight, only_hello)
     return flight
+
+
+def listen(connection: socket.socket, deadline: float, flight: Flight, only_hello: bool) -> None:
+    """Reads the answer into `flight` until it is whole, wrong, or late. Never raises."""
+    try:
+        for kind, body in _messages(connection, deadline, flight):
+            _take(kind, body, flight)
+            if flight.whole or (only_hello and flight.chosen):
+                break
+        flight.outcome = "answered"
+    except _Bad as why:
+        flight.outcome, flight.why = why.outcome, str(why)
+    except TimeoutError:
+        flight.outcome, flight.why = "silent", "no whole answer in time"
+    except OSError as why:
+        flight.outcome, flight.why = "closed", why.strerror or str(why)
+    except (IndexError, ValueError):
+        flight.outcome, flight.why = "broken", "its handshake messages make no sense"
 
 
 def _messages(

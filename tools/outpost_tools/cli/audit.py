@@ -57,7 +57,7 @@ def audit_command(
     host, in_endpoint = split(endpoint)
     if port and in_endpoint and port != in_endpoint:
         raise typer.BadParameter("The port is given twice")
-    # Bytes of the two are wrong alike for a program that waits for a verdict: neither is one.
+    # For a program that waits for a verdict these are alike: there is none.
     try:
         trusted, about = _trusted(bundle, root)
         target = Target(host, port or in_endpoint or 8883, sni or host, timeout, 18 * timeout)
@@ -98,12 +98,27 @@ def _trusted(bundle: Path | None, root: list[str] | None) -> tuple[list[bytes], 
 
     if bundle is not None and root:
         raise typer.BadParameter("Give --bundle or --root, not both")
-    trusted, source = roots.choose(root or ["azure"]), ", ".join(root or ["azure"])
+    about: dict[str, Any] = {}
+    if bundle is not None:
+        trusted, about = _bundle(bundle)
+    else:
+        trusted, about["source"] = roots.choose(root or ["azure"]), ", ".join(root or ["azure"])
     seen = [read(der) for der in trusted]
-    return trusted, {
-        "source": source,
-        "roots": [{"name": one.name, "sha256": one.sha256} for one in seen],
-    }
+    about["roots"] = [{"name": one.name, "sha256": one.sha256} for one in seen]
+    return trusted, about
+
+
+def _bundle(path: Path) -> tuple[list[bytes], dict[str, Any]]:
+    from outpost_tools import agreed, bundle
+
+    try:
+        with path.open("rb") as file:
+            data = file.read(agreed.TRUST_FILE_MAX_BYTES + 1)
+    except OSError as why:
+        raise OutpostError(f"Cannot read {path} ({why.strerror}).") from None
+    found, _ = bundle.read(data)
+    about = {"source": str(path), "fleet": found.fleet, "version": found.version}
+    return list(found.roots), about
 
 
 def _progress(as_json: bool):  # type: ignore[no-untyped-def]
