@@ -143,3 +143,6 @@ NVS_TRUST_HIGH = "tr-high"  # the highest version that was ever in use
 NVS_TRUST_FLOOR = "tr-floor"  # the lowest version that may still be used
 NVS_TRUST_CHANGE = "tr-last"  # version of the last change that was tried
 NVS_TRUST_OUTCOME = "tr-out"  # and its outcome, a number of TRUST_OUTCOMES
+
+# Production mode (docs/flashing.md): set once, never taken back by anything on the board.
+NVS_PRODUCTION = "prod"  # i32: 1 where the prompt is closed

@@ -86,3 +86,4 @@ HOSTS_MAX: int = _device.HOSTS_MAX
 HOST_MAX_BYTES: int = _device.HOST_MAX_BYTES
 RECOVERY_MAX: int = _device.RECOVERY_MAX
 TRUST_SLOTS: tuple[str, str] = _device.TRUST_SLOTS
+NVS_PRODUCTION: str = _device.NVS_PRODUCTION
