@@ -146,3 +146,9 @@ NVS_TRUST_OUTCOME = "tr-out"  # and its outcome, a number of TRUST_OUTCOMES
 
 # Production mode (docs/flashing.md): set once, never taken back by anything on the board.
 NVS_PRODUCTION = "prod"  # i32: 1 where the prompt is closed
+
+# Delivery of files in pieces (docs/delivery.md).
+DELIVERY_METHOD = "outpost.deliver"
+DELIVERY_PIECE_BYTES = 2048  # of the file, in one call
+DELIVERY_PACKET_BYTES = 3584  # the MQTT packet that such a call comes in
+STAGE_PATH = "/stage"  # for each kind KIND.bin, and KIND.txt: its size and its SHA-256
