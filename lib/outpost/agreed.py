@@ -152,3 +152,11 @@ DELIVERY_METHOD = "outpost.deliver"
 DELIVERY_PIECE_BYTES = 2048  # of the file, in one call
 DELIVERY_PACKET_BYTES = 3584  # the MQTT packet that such a call comes in
 STAGE_PATH = "/stage"  # for each kind KIND.bin, and KIND.txt: its size and its SHA-256
+
+# What a device needs to connect when its file system is gone (rescue.py): a blob in NVS, whose
+# parts are each a 2-byte length and the bytes: config.json, the bundle in use with the one root
+# that anchored the last connection; then the CRC-32 of it all.
+NVS_RESCUE = "rescue"
+NVS_RESCUE_MARK = "rs-mark"  # i32: of what the blob was made
+NVS_RESCUE_AGAIN = "rs-do"  # i32: 1 while the file system is being made anew
+RESCUE_MAX_BYTES = 3600  # fits one page of the NVS

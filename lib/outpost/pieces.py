@@ -17,7 +17,7 @@ import gc
 from micropython import const
 
 from . import agreed, log, staging
-from .errors import DeliveryError, OutpostError, number
+from .errors import DeliveryError, OutpostError
 from .json_in import parse
 
 _BURST = const(8)  # so many times its longest file may be written of a kind at once ...
