@@ -25,12 +25,20 @@ APP ?=
 # How `make test` calls pytest.
 PYTEST_ARGS ?= -n 8 --dist worksteal
 
+# What `make firmware` builds for, and from what: MICROPYTHON_DIR and IDF_PATH are yours.
+BOARD ?= OUTPOST_ESP32
+LAYOUT ?= single
+FLASH ?= 4
+ENCRYPTED ?=
+
 # Debian's packages, by what needs them.
 APT_BUILD := gcc-multilib make xz-utils bzip2 ca-certificates
-APT_TEST := mosquitto nats-server rabbitmq-server haproxy openssl iproute2 nmap sslscan softhsm2 strace
+APT_TEST := mosquitto nats-server rabbitmq-server haproxy openssl iproute2 nmap sslscan softhsm2 strace \
+	cmake ninja-build gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf
 
 .DELETE_ON_ERROR:
-.PHONY: help run test test-all lint bench micropython roots flash deploy console erase clean
+.PHONY: help run test test-all lint bench micropython roots flash deploy console erase clean \
+	firmware firmware-check
 
 help:
 	@echo "make run          a device boots from its flash image, connects and sends"
@@ -45,6 +53,9 @@ help:
 	@echo "make deploy       sends what changed in APP to the running board on PORT"
 	@echo "make console      shows what the board on PORT says"
 	@echo "make erase        erases the board on PORT: asks first, YES=1 does not"
+	@echo "make firmware BOARD=$(BOARD) MICROPYTHON_DIR=... IDF_PATH=..."
+	@echo "                  our firmware for a real board; LAYOUT=single|ota FLASH=4|8|16"
+	@echo "                  ENCRYPTED=1; make firmware-check: all that needs no ESP-IDF"
 	@echo "make roots        takes the trust roots from certifi into certs/"
 	@echo "make clean        removes build/"
 
@@ -66,6 +77,13 @@ bench: micropython $(BUILD)/.apt-test
 
 micropython: $(VENV)/.ready $(BUILD)/.apt-build
 	@$(BIN)/python firmware/build.py
+
+firmware: $(VENV)/.ready
+	@$(BIN)/python firmware/esp32.py --board '$(BOARD)' --layout '$(LAYOUT)' --flash-mib '$(FLASH)' \
+		--micropython '$(MICROPYTHON_DIR)' --idf '$(IDF_PATH)' $(if $(ENCRYPTED),--encrypted)
+
+firmware-check: micropython $(BUILD)/.apt-test
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/unit/test_esp32_boards.py tests/unit/test_esp32_firmware.py
 
 roots: $(VENV)/.ready
 	@$(BIN)/outpost roots

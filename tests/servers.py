@@ -145,7 +145,9 @@ def s_server(
         "".join(certificate.read_text().partition("-----END CERTIFICATE-----\n")[2:])
     )
     command = [program, "s_server", "-accept", "127.0.0.1:0", "-cert", str(certificate)]
-    command += ["-cert_chain", str(issuers), "-key", str(key), *options]
+    # OpenSSL refuses an empty file.
+    command += ["-cert_chain", str(issuers)] if issuers.stat().st_size else []
+    command += ["-key", str(key), *options]
     command += ["-www"] if www else []
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=out)

@@ -3,4 +3,5 @@
 #
 # Owns nothing but the list.
 include("manifest_common.py")
+freeze("rescue")
 package("outpost", base_path="../../lib")

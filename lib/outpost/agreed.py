@@ -115,7 +115,6 @@ EVENTS_PROPERTIES = "$.ct=application%2Fjson&$.ce=utf-8"
 EVENTS_SEALED = "$.ct=application%2Fjose&$.ce=utf-8"
 
 # Production mode (docs/flashing.md): set once, never taken back by anything on the board.
-NVS_PRODUCTION = "prod"  # i32: 1 where the prompt is closed
 
 # Envelopes: trust bundles and software packages (docs/trust-bundle.md, byte by byte).
 ENVELOPE_MAGIC = b"OPTB"
@@ -146,6 +145,9 @@ NVS_TRUST_HIGH = "tr-high"  # the highest version that was ever in use
 NVS_TRUST_FLOOR = "tr-floor"  # the lowest version that may still be used
 NVS_TRUST_CHANGE = "tr-last"  # version of the last change that was tried
 NVS_TRUST_OUTCOME = "tr-out"  # and its outcome, a number of TRUST_OUTCOMES
+
+# Production mode (docs/flashing.md): set once, never taken back by anything on the board.
+NVS_PRODUCTION = "prod"  # i32: 1 where the prompt is closed
 
 # Delivery of files in pieces (docs/delivery.md).
 DELIVERY_METHOD = "outpost.deliver"
@@ -182,3 +184,10 @@ APP_OUTCOMES = (
     "it made no connection in its time",
     "its health check did not pass in its time",
 )
+# What a device needs to connect when its file system is gone (rescue.py): a blob in NVS, whose
+# parts are each a 2-byte length and the bytes: config.json, the bundle in use with the one root
+# that anchored the last connection; then the CRC-32 of it all.
+NVS_RESCUE = "rescue"
+NVS_RESCUE_MARK = "rs-mark"  # i32: of what the blob was made
+NVS_RESCUE_AGAIN = "rs-do"  # i32: 1 while the file system is being made anew
+RESCUE_MAX_BYTES = 3600  # fits one page of the NVS

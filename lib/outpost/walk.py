@@ -65,6 +65,7 @@ class Walk:
         self._ladder = None
         self._endpoint = None  # what the ladder is for
         self._assignment = None
+        self._kept = None  # SHA-256 of the root that a rescue would connect with
 
     def configure(self):
         """Read the configuration again: what a person mended meanwhile is picked up."""
@@ -195,6 +196,7 @@ class Walk:
         log.say("tls", self.connection.line())
         log.say("hub", "connected device=%s credential=%s" % (self.who.device_id, self.credential))
         self._learn_time()
+        self._keep()
         if credential.trial:
             self._commit()
         else:
@@ -257,6 +259,16 @@ class Walk:
             # The chain was verified and the hub accepted us: its certificate cannot
             # have been issued in the future, so time is at least that.
             self.clock.raise_floor(clock.stamp(facts["not_before"]))
+
+    def _keep(self):
+        """What a rescue needs goes into the NVS: once in a life, and after a change of root."""
+        facts = self.connection.facts
+        if facts and facts["root"] and facts["root"] != self._kept:
+            from . import rescue
+
+            rescue.keep(facts["root"])
+            _let_go(rescue)
+            self._kept = facts["root"]
 
     def doubt_clock(self):
         """After a refusal that a wrong clock may explain: whether asking SNTP again can help."""

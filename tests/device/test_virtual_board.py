@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from legs import BIN, VIRTUAL
+from outpost_tools.partitions import PartitionTable
 from stockboard import VFS_OFFSET, RawPrompt, blank_flash, flash_with
 
 LEGS_HERE = VIRTUAL
@@ -82,6 +83,12 @@ def test_power_cut_at_any_operation_of_the_first_format_leaves_a_board_that_star
         assert board().output == "", number
 
 
+def outside_nvs(image: bytes) -> bytes:
+    """All but the NVS, which a start that looks for what it kept may begin to use."""
+    nvs = PartitionTable.for_size(4)["nvs"]
+    return bytes(image[: nvs.offset]) + bytes(image[nvs.end :])
+
+
 def test_a_torn_superblock_over_somebodys_files_is_not_formatted(board, tmp_path: Path) -> None:
     flash = flash_with(tmp_path / "flash.bin", main="print(1)\n" + "#" * 3000)
     image = bytearray(flash.read_bytes())
@@ -91,7 +98,7 @@ def test_a_torn_superblock_over_somebodys_files_is_not_formatted(board, tmp_path
     flash.write_bytes(image)
     ran = board()
     assert ran.code == 75 and "corrupt" in ran.output
-    assert flash.read_bytes() == image
+    assert outside_nvs(flash.read_bytes()) == outside_nvs(image)
 
 
 def test_corrupt_file_system_ends_with_one_sentence_and_is_left_as_it_is(board, tmp_path) -> None:
@@ -102,7 +109,7 @@ def test_corrupt_file_system_ends_with_one_sentence_and_is_left_as_it_is(board, 
     ran = board()
     assert ran.code == 75
     assert ran.output.count("\n") == 1 and "corrupt" in ran.output
-    assert flash.read_bytes() == image
+    assert outside_nvs(flash.read_bytes()) == outside_nvs(image)
 
 
 def test_corrupt_partition_table_ends_with_one_sentence(board, tmp_path: Path) -> None:

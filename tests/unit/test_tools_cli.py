@@ -45,6 +45,7 @@ COMMANDS = [
     ("enrol", "hub"),
     ("enrol", "policy"),
     ("roots",),
+    ("audit",),
     ("demo",),
 ]
 OUTPOST = os.path.join(os.path.dirname(sys.executable), "outpost")

@@ -21,7 +21,7 @@
 #include "mbedtls/platform_util.h"
 
 #if defined(MBEDTLS_USE_PSA_CRYPTO)
-#error "tlspolicy signs in mbedtls_ecdsa_write_signature: set CONFIG_MBEDTLS_USE_PSA_CRYPTO=n"
+#error "tlspolicy signs in mbedtls_ecdsa_write_signature: build Mbed TLS without MBEDTLS_USE_PSA_CRYPTO"
 #endif
 
 #define TRY(call) do { ret = (call); if (ret != 0) { goto end; } } while (0)

@@ -11,6 +11,7 @@ import typer
 from outpost_tools import __version__
 from outpost_tools.cli import (
     apps,
+    audit,
     authority,
     boards,
     born,
@@ -53,6 +54,7 @@ def main() -> None:
 __all__ = [
     "app",
     "apps",
+    "audit",
     "authority",
     "boards",
     "born",
