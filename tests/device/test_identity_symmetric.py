@@ -61,7 +61,7 @@ def test_secondary_is_used_when_the_primary_is_refused_and_then_goes_first(world
     board = world.board(flash)
     at = line_number(board, CONNECTED % "secondary")
     assert len(refusals(hub)) == 1
-    board.wait_for(r"identity +primary: .*; trying secondary", 5)
+    board.wait_for(r"identity +primary: .*; trying secondary", 30)
     for _ in range(3):
         board.wait_for(r"acked id=", 60, at)
         hub.disconnect(world.device.device_id, "test")
