@@ -260,9 +260,8 @@ class Walk:
         """By a clock that nobody vouches for, the token's end may be long past."""
         if not self.clock.vouched():
             sentence = (
-                "the server refused this device's token, made by a clock that nobody vouches for "
-                "(source=%s): the time is likely to be wrong, not the key; the time servers are "
-                "asked again: check `sntp`, and that UDP port 123 is open outbound"
+                "the token was refused, and nobody vouches for the clock (source=%s): the time is "
+                "likely to be wrong, not the key; check `sntp`, and UDP port 123 outbound"
             )
             e = Refused(e.code, sentence % self.clock.source, e.person)
         e.clock = True
