@@ -114,8 +114,6 @@ EVENTS_TOPIC = "devices/%s/messages/events/"
 EVENTS_PROPERTIES = "$.ct=application%2Fjson&$.ce=utf-8"
 EVENTS_SEALED = "$.ct=application%2Fjose&$.ce=utf-8"
 
-# Production mode (docs/flashing.md): set once, never taken back by anything on the board.
-
 # Envelopes: trust bundles and software packages (docs/trust-bundle.md, byte by byte).
 ENVELOPE_MAGIC = b"OPTB"
 ENVELOPE_FORMAT = 1
@@ -146,8 +144,6 @@ NVS_TRUST_FLOOR = "tr-floor"  # the lowest version that may still be used
 NVS_TRUST_CHANGE = "tr-last"  # version of the last change that was tried
 NVS_TRUST_OUTCOME = "tr-out"  # and its outcome, a number of TRUST_OUTCOMES
 
-# Production mode (docs/flashing.md): set once, never taken back by anything on the board.
-NVS_PRODUCTION = "prod"  # i32: 1 where the prompt is closed
 
 # Delivery of files in pieces (docs/delivery.md).
 DELIVERY_METHOD = "outpost.deliver"
