@@ -8,7 +8,7 @@ import gc
 import sys
 import time
 
-from . import agreed, clock, delivery, desk, log, room, sender, telemetry, watchdog
+from . import agreed, clock, delivery, desk, log, room, sender, telemetry, trust, watchdog
 from .backoff import Backoff
 from .errors import OutboxFull, understood
 from .incoming import Incoming
@@ -51,11 +51,19 @@ class Device:
         self._online_since = 0
         self._backoff = Backoff(1, 300)
         self._retry_at = 0
-        self._keys = desk.opened(self._way, self._in.commands, self.after)  # or None
+        # What the fleet signs: commands, changes of keys, and, in files, of trust and software.
+        self._desk, self._keys = desk.opened(self._way, self._in.commands, self.after)  # or None
         self._files = delivery.opened(self)
         self.health = None  # the application's health check
         self._trial = desk.on_trial(self)  # or None
         desk.takes_software(self, self._way)
+        self._guard = None
+        if trust.changeable():
+            from .guard import Guard
+
+            self._guard = Guard(self._way, self._in, self._messages)
+            if self._desk:
+                self._desk.on("trust", "revoke", self._guard.revoke)
 
     # What the application says
 
@@ -187,7 +195,11 @@ class Device:
         the hub, no report."""
         session = self._session
         return session is not None and not (
-            len(self._messages) or self._in.busy() or self._timers.busy() or session.busy()
+            len(self._messages)
+            or self._in.busy()
+            or self._timers.busy()
+            or session.busy()
+            or trust.trial
         )
 
     def waiting(self):
@@ -257,6 +269,8 @@ class Device:
         self._in.attach(session, way.profile, self.id)
         self.online = True
         self._online_since = log.uptime_ms()
+        if self._guard:
+            self._guard.connected(session)
 
     @property
     def connection(self):
@@ -271,7 +285,8 @@ class Device:
             self._backoff.reset()
         if err.clock and self._way.doubt_clock():
             err.person = False
-        wait = self._backoff.next_ms(err.person, err.busy)
+        again = self._guard and self._guard.failed(err)
+        wait = 0 if again else self._backoff.next_ms(err.person, err.busy)
         self._retry_at = log.uptime_ms() + wait
         self._end()
         log.say(
@@ -319,6 +334,8 @@ class Device:
         if self._keys and self._keys.step():
             log.say("hub", "a new key is on trial: connecting again with it")
             return self._again()
+        if self._guard and self._guard.step():
+            return self._again()
         for _ in range(_READS_PER_STEP):
             if self._in.full() or session.check_msg() is None:
                 break
@@ -340,6 +357,8 @@ class Device:
     def _acknowledged(self, pid):
         if self._messages.acknowledged(pid):
             self._backoff.reset()
+            if self._guard:
+                self._guard.acknowledged(self._session)
         else:
             self._in.acknowledged(pid)
 
