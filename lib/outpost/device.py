@@ -8,7 +8,7 @@ import gc
 import sys
 import time
 
-from . import agreed, clock, delivery, desk, log, room, sender, telemetry, watchdog
+from . import agreed, clock, delivery, desk, log, room, sender, telemetry, updates, watchdog
 from .backoff import Backoff
 from .errors import OutboxFull, understood
 from .incoming import Incoming
@@ -53,9 +53,7 @@ class Device:
         self._retry_at = 0
         self._keys = desk.opened(self._way, self._in.commands)  # or None
         self._files = delivery.opened(self)
-        self.health = None  # the application's health check
-        self._trial = desk.on_trial(self)  # or None
-        desk.takes_software(self, self._way)
+        self.updates = updates.Updates(self, self._way, self._in)
 
     # What the application says
 
@@ -95,7 +93,7 @@ class Device:
     def healthy(self, check):
         """Decorator: check() says True once new software does what it is for. Without that, and
         without a connection, software from an update is not kept (docs/updates.md)."""
-        self.health = check
+        self.updates.health = check
         return check
 
     def report(self, properties):
@@ -210,8 +208,7 @@ class Device:
             self._stepping = False
             if self._leaving:
                 self.close()
-            if self._trial and self._trial.step():
-                self._trial = None
+            self.updates.step()
             watchdog.feed()
 
     def _advance(self):
@@ -247,6 +244,7 @@ class Device:
         self._in.attach(session, way.profile, self.id)
         self.online = True
         self._online_since = log.uptime_ms()
+        self.updates.connected()
 
     @property
     def connection(self):
