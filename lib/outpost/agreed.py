@@ -75,7 +75,7 @@ PRIVATE_KEY_MAX_BYTES = 256
 SLOT_BORN = 0  # never used up: seals secrets, endorses requests, and is the emergency's way in
 SLOTS_TLS = (1, 2, 3)  # the key in use, the next one, and one that DPS is asked with
 
-# Trust: factory.bin is, for each root, a 2-byte big-endian length and the DER.
+# Trust. The factory.bin of older images: for each root a 2-byte big-endian length and the DER.
 ROOTS_MAX_BYTES = 8192
 ROOTS_MAX = 6
 
@@ -113,3 +113,33 @@ RESERVED_METHODS = "outpost."  # names of methods that only the library may take
 EVENTS_TOPIC = "devices/%s/messages/events/"
 EVENTS_PROPERTIES = "$.ct=application%2Fjson&$.ce=utf-8"
 EVENTS_SEALED = "$.ct=application%2Fjose&$.ce=utf-8"
+
+# Envelopes: trust bundles and software packages (docs/trust-bundle.md, byte by byte).
+ENVELOPE_MAGIC = b"OPTB"
+ENVELOPE_FORMAT = 1
+LINK_MARK = 0x4C  # "L", before a head that comes without its body; no envelope begins with it
+ROLE_TRUST = 1
+ROLE_SOFTWARE = 2
+ENVELOPE_KEYS_MAX = 8
+SIGNATURES_MAX = 16
+VERSION_MAX = 0x7FFFFFFF  # versions are kept in NVS as i32
+BUNDLE_MAX_BYTES = 8192  # a trust bundle, head to end
+TRUST_FILE_MAX_BYTES = 16384  # what is delivered: links and a bundle
+SECTION_ROOT = 1
+SECTION_HOST = 2
+SECTION_RECOVERY = 3
+SECTION_SOFTWARE = 4
+SECTION_SIGNERS = 5
+SECTION_MUST_KNOW = 128  # from here on a reader refuses what it does not know
+HOSTS_MAX = 4
+HOST_MAX_BYTES = 253
+RECOVERY_MAX = 3
+# Where bundles lie; NVS has i32 entries of which slot is in use and which is on trial.
+TRUST_SLOTS = ("/trust/a.bin", "/trust/b.bin")
+NVS_TRUST_SLOT = "tr-slot"  # 0 or 1: the bundle in use; absent: the factory's
+NVS_TRUST_TRIAL = "tr-try"  # 0 or 1: the bundle on trial
+NVS_TRUST_LIVES = "tr-lives"  # how many lives of the device began with it on trial
+NVS_TRUST_HIGH = "tr-high"  # the highest version that was ever in use
+NVS_TRUST_FLOOR = "tr-floor"  # the lowest version that may still be used
+NVS_TRUST_CHANGE = "tr-last"  # version of the last change that was tried
+NVS_TRUST_OUTCOME = "tr-out"  # and its outcome, a number of TRUST_OUTCOMES
