@@ -94,7 +94,7 @@ class Draft:
             )
         return replace(self, envelope=made.unsigned(), names={**self.names, **(names or {})})
 
-    def signed(self, key: ec.EllipticCurvePrivateKey) -> "Draft":
+    def signed(self, key: ec.EllipticCurvePrivateKey, name: str = "") -> "Draft":
         """With the signature of one more key, which must be one whose signature counts."""
         mine = envelope.key_id(envelope.point_of(key))
         if mine not in (*self.present_keys.ids, *self.envelope.keys.ids):
@@ -107,7 +107,8 @@ class Draft:
                 "The draft was issued in the future, by this machine's clock: devices take that "
                 "date for a time that has been. Set the clock that is wrong."
             )
-        return replace(self, envelope=bundle.sign(self.envelope, [key]))
+        names = {mine.hex(): name, **self.names} if name else self.names
+        return replace(self, envelope=bundle.sign(self.envelope, [key]), names=names)
 
     # The file
 

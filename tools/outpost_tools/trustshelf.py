@@ -11,11 +11,12 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from outpost_tools import bundle, envelope
+from outpost_tools import bundle, envelope, trustdraft
 from outpost_tools.bundle import Bundle
 from outpost_tools.envelope import Envelope, Keys
 from outpost_tools.errors import OutpostError
 from outpost_tools.paths import private_dir, write_whole
+from outpost_tools.trustdraft import Draft
 
 FOLDER = "trust"
 NAMES = "names.json"
@@ -56,10 +57,7 @@ class Shelf:
         for one in history:
             if one.version == made.version:
                 if one.head() != made.head():
-                    raise OutpostError(
-                        f"There is another version {made.version} in {self.folder}: a version is "
-                        "used once. Make the next one with `outpost trust new`."
-                    )
+                    raise self._another(made.version)
                 return path
         if history and made.version < history[-1].version:
             raise OutpostError(
@@ -70,6 +68,41 @@ class Shelf:
         private_dir(self.folder)
         write_whole(path, made.encode(), mode=0o644)
         return path
+
+    def knows(self, draft: Draft) -> bool:
+        """Whether the bundle that the draft follows is here, or it is a fleet's first."""
+        if draft.present is None:
+            return True
+        return self.find(draft.present.version) is not None
+
+    def check(self, draft: Draft) -> None:
+        """OutpostError where what is here tells that the draft should not be signed."""
+        if draft.present is not None:
+            known = self.find(draft.present.version)
+            if known is not None and known.head() != draft.present.head():
+                raise OutpostError(
+                    f"The draft says that another version {known.version} is in force than the "
+                    f"one in {self.folder}: ask who made it, and sign nothing."
+                )
+        same = self.find(draft.envelope.version)
+        if same is not None and same.head() != draft.envelope.head():
+            raise self._another(same.version)
+
+    def _another(self, version: int) -> OutpostError:
+        return OutpostError(
+            f"There is another version {version} in {self.folder}: a version is used once. Make "
+            "the next one with `outpost trust new`."
+        )
+
+    def take(self, path: Path) -> Envelope:
+        """Keep what is in a file, a draft that is complete or a bundle."""
+        found = trustdraft.bundle_or_draft(path)
+        if isinstance(found, Draft):
+            self.put(found.envelope)
+            self.name(found.names)
+            return found.envelope
+        self.put(found)
+        return found
 
     def deliverable(self, made: Envelope) -> bytes:
         """What a device at any of the bundles before it takes: changes of keys, then the bundle."""
@@ -102,14 +135,34 @@ def _read(path: Path) -> Envelope:
 
 def _check_follows(before: Envelope | None, made: Envelope) -> None:
     present = before.keys if before else Keys()
+    if not made.version:
+        raise OutpostError("This is the unsigned bundle of an image: it cannot be delivered.")
     if before is not None and before.fleet != made.fleet:
         raise OutpostError(
             f"The bundle is for the fleet {made.fleet!r}; this folder is of {before.fleet!r}."
         )
-    old, new = envelope.missing(made, present)
+    try:
+        old, new = envelope.missing(made, present)
+    except OutpostError as why:
+        if before is not None:
+            raise
+        raise OutpostError(
+            f"{why} The bundle before it is not in this folder: put it there first, with "
+            "`outpost trust keep`."
+        ) from None
     if old or new:
         raise OutpostError(
             f"Version {made.version} is not complete: {old} of the present keys and {new} of the "
             "new ones have yet to sign (`outpost trust sign`)."
         )
     Bundle.of(made)
+
+
+def complete_in(path: Path) -> Envelope:
+    """The bundle in a file, which must be complete if it is a draft."""
+    found = trustdraft.bundle_or_draft(path)
+    if not isinstance(found, Draft):
+        return found
+    if not found.complete:
+        raise OutpostError(f"{path} is not in force: it lacks signatures.")
+    return found.envelope
