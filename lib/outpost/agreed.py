@@ -143,3 +143,9 @@ NVS_TRUST_HIGH = "tr-high"  # the highest version that was ever in use
 NVS_TRUST_FLOOR = "tr-floor"  # the lowest version that may still be used
 NVS_TRUST_CHANGE = "tr-last"  # version of the last change that was tried
 NVS_TRUST_OUTCOME = "tr-out"  # and its outcome, a number of TRUST_OUTCOMES
+
+# Delivery of files in pieces (docs/delivery.md).
+DELIVERY_METHOD = "outpost.deliver"
+DELIVERY_PIECE_BYTES = 2048  # of the file, in one call
+DELIVERY_PACKET_BYTES = 3584  # the MQTT packet that such a call comes in
+STAGE_PATH = "/stage"  # for each kind KIND.bin, and KIND.txt: its size and its SHA-256

@@ -8,7 +8,7 @@ import gc
 import sys
 import time
 
-from . import agreed, clock, desk, log, room, sender, telemetry, watchdog
+from . import agreed, clock, delivery, desk, log, room, sender, telemetry, watchdog
 from .backoff import Backoff
 from .errors import OutboxFull, understood
 from .incoming import Incoming
@@ -52,6 +52,7 @@ class Device:
         self._backoff = Backoff(1, 300)
         self._retry_at = 0
         self._keys = desk.opened(self._way, self._in.commands)  # or None
+        self._files = delivery.opened(self)
 
     # What the application says
 
@@ -231,6 +232,7 @@ class Device:
         self._messages.attach(session)
         if self._keys:
             session.limit = max(session.limit, agreed.COMMAND_PACKET_BYTES)
+        session.limit = max(session.limit, self._files.packet_bytes())
         self._in.attach(session, way.profile, self.id)
         self.online = True
         self._online_since = log.uptime_ms()
@@ -281,6 +283,7 @@ class Device:
         self.online = False
         session, self._session, self._stream = self._session, None, None
         self._in.detach()
+        self._files.rest()
         if session:
             session.disconnect()
         gc.collect()

@@ -110,6 +110,12 @@ class SealError(OutpostError):
     stage = "seal"
 
 
+class DeliveryError(OutpostError):
+    """A file could not be delivered: what of it is here stays, and the sender can go on."""
+
+    stage = "delivery"
+
+
 class OutboxFull(OutpostError):
     """send() was refused: nothing was accepted, so nothing is lost silently."""
 

@@ -1,0 +1,187 @@
+"""Files pushed to a whole device through the real hub, in pieces: however they come, what is handed
+over is what was announced, and a hub that lies gains nothing but a full staging file."""
+
+from __future__ import annotations
+
+import base64
+import random
+
+import pytest
+from deliveries import KIND, MAIN, Sender, sha
+from fromhub import Operator
+from outpost_tools import agreed
+
+FILE = random.Random(7).randbytes(9000)
+OTHER = random.Random(8).randbytes(5000)
+
+
+@pytest.fixture
+def device(world):
+    world.hub_here = world.hub()
+    world.board_here = world.board(world.image(world.hub_here.port, files={"/main.py": MAIN}))
+    world.board_here.wait_for("hub +connected", 60)
+    return Sender(Operator(world.hub_here, world.device.device_id))
+
+
+def parcels(world) -> list[str]:
+    return [line.text for line in world.board_here.lines if line.text.startswith("PARCEL")]
+
+
+def test_file_comes_whole_and_leaves_nothing_behind(world, device):
+    seen = []
+    done = device.push(FILE, lambda have, size: seen.append((have, size)))
+    assert (done.status, done.result) == (200, {"state": "read", "bytes": 9000})
+    assert parcels(world) == [f"PARCEL 9000 {sha(FILE)}"]
+    assert seen == [(n, 9000) for n in (0, 2048, 4096, 6144, 8192, 9000)]
+    assert device.operator.invoke("files") == (200, [])
+    assert device.operator.invoke("modules") == (200, []), "loaded while nothing is delivered"
+    assert world.board_here.running and "next attempt" not in world.board_here.text
+
+
+def test_pieces_out_of_order_and_twice_are_put_right(world, device):
+    assert device.begin(FILE) == (200, {"have": 0})
+    assert device.begin(FILE) == (200, {"have": 0})
+    assert device.write(FILE, 2048)[0] == 409
+    assert device.write(FILE, 0) == (200, {"have": 2048})
+    assert device.write(FILE, 0) == (200, {"have": 2048})
+    assert device.write(FILE, 6144)[1]["have"] == 2048
+    # Half of it is there, half is not.
+    assert device.write(FILE, 1024) == (200, {"have": 3072})
+    assert device.write(FILE, 3072, 100) == (200, {"have": 3172})
+    assert device.call("commit", FILE)[0] == 409
+    assert parcels(world) == []
+    assert device.push(FILE).taken
+    assert parcels(world) == [f"PARCEL 9000 {sha(FILE)}"]
+
+
+def test_other_bytes_for_a_place_that_is_written_are_refused(world, device):
+    device.begin(FILE)
+    device.write(FILE, 0)
+    status, said = device.write(FILE, 0, data=base64.b64encode(OTHER[:2048]).decode())
+    assert status == 409 and said["have"] == 2048 and "other bytes" in said["error"]
+    assert device.push(FILE).taken
+
+
+def test_another_file_in_the_middle_begins_anew_and_pieces_of_the_old_one_are_refused(
+    world, device
+):
+    device.begin(FILE)
+    device.write(FILE, 0)
+    assert device.begin(OTHER) == (200, {"have": 0})
+    assert device.write(FILE, 2048) == (
+        409,
+        {"have": 0, "error": "begin first: this is a piece of another file"},
+    )
+    assert device.call("commit", FILE)[0] == 409
+    assert device.push(OTHER).taken
+    assert device.push(FILE).taken
+    assert parcels(world) == [f"PARCEL 5000 {sha(OTHER)}", f"PARCEL 9000 {sha(FILE)}"]
+
+
+def test_file_with_another_hash_than_announced_is_dropped_and_never_handed_over(world, device):
+    lie = sha(b"something else")
+    device.begin(OTHER, sha256=lie)
+    for at in range(0, len(OTHER), 2048):
+        device.write(OTHER, at, sha256=lie)
+    status, said = device.call("commit", OTHER, sha256=lie)
+    assert status == 422 and said["have"] == 0
+    assert parcels(world) == []
+    assert device.call("status")[1]["have"] == 0
+    assert device.operator.invoke("files") == (200, [])
+
+
+def test_file_that_is_too_large_endless_or_unknown_is_refused(world, device):
+    assert device.begin(FILE, size=20001)[0] == 413
+    assert device.begin(FILE, size=0)[0] == 400
+    assert device.begin(FILE, size=True)[0] == 400
+    assert device.begin(FILE, size=1 << 40)[0] == 400
+    assert device.begin(FILE, sha256="00")[0] == 400
+    assert device.begin(FILE, sha256="x" * 64)[0] == 400
+    assert device.begin(FILE, kind="firmware")[0] == 404
+    assert device.begin(FILE, kind=["parcel"])[0] == 404
+    assert device.call("eat")[0] == 400
+    assert device.operator.invoke(agreed.DELIVERY_METHOD, "words")[0] == 400
+    # More than was announced.
+    device.begin(OTHER)
+    for at in range(0, 4096, 2048):
+        device.write(OTHER, at)
+    status, said = device.write(OTHER, 4096, data=base64.b64encode(FILE[:2000]).decode())
+    assert status == 409 and said["have"] == 4096
+    assert device.write(FILE, 0, size=2049)[0] == 409
+    assert device.write(OTHER, 0, data=base64.b64encode(FILE[:2049]).decode())[0] == 400
+    assert device.write(OTHER, 4096, data="A" * 1000 + "!" + "A" * 999)[0] == 400
+    assert device.write(OTHER, 4096, data="A" * 999)[0] == 400
+    assert device.write(OTHER, 4096, data="")[0] == 400
+    assert device.write(OTHER, -1)[0] == 400
+    assert device.call("write", OTHER, at="4096", data="AAAA")[0] == 400
+    assert device.push(OTHER).taken
+    assert parcels(world) == [f"PARCEL 5000 {sha(OTHER)}"]
+
+
+def test_call_may_be_written_in_any_form_of_json(world, device):
+    device.begin(OTHER)
+    piece = base64.b64encode(OTHER[:2048]).decode()
+    first = {"data": piece, "kind": KIND, "op": "write", "at": 0, "sha256": sha(OTHER)}
+    assert device.operator.invoke(agreed.DELIVERY_METHOD, first) == (200, {"have": 2048})
+    last = {"kind": KIND, "op": "write", "at": 0, "sha256": sha(OTHER).upper(), "data": piece}
+    assert device.operator.invoke(agreed.DELIVERY_METHOD, last) == (200, {"have": 2048})
+    assert device.push(OTHER).taken
+
+
+def test_kind_says_what_it_takes_and_what_becomes_of_it(world, device):
+    assert device.push(FILE, about={"version": 1}).why == "version 1 is older than what is here"
+    assert device.push(FILE, about={"version": 2}).result == {"state": "have it"}
+    assert device.push(b"slow" + FILE).result == {"state": "trial"}
+    refused = device.push(b"bad" + OTHER)
+    assert refused.status == 422 and refused.why == "not what I wanted"
+    # What was refused stays, and can be offered again without being sent again.
+    assert device.begin(b"bad" + OTHER) == (200, {"have": 5003})
+    assert device.call("abort") == (200, {"have": 0})
+    assert device.push(b"raise").why == "this one is no good"
+    assert device.call("status")[1]["last"]["status"] == 409
+
+
+def test_answer_to_a_commit_that_was_lost_can_be_heard_again(world, device):
+    assert device.push(OTHER).taken
+    assert device.call("commit", OTHER) == (200, {"state": "read", "bytes": 5000})
+    assert len(parcels(world)) == 1
+    assert device.call("commit", FILE)[0] == 409
+
+
+def test_delivery_goes_on_after_the_connection_and_after_the_power_were_cut(world, device):
+    device.begin(FILE)
+    device.write(FILE, 0)
+    hub = world.hub_here
+    hub.stop()
+    world.board_here.wait_for("error .*next attempt", 30)
+    hub = world.hub(port=hub.port)
+    sender = Sender(Operator(hub, world.device.device_id))
+    world.board_here.wait_for("hub +connected", 60, len(world.board_here.lines))
+    assert sender.begin(FILE) == (200, {"have": 2048})
+    sender.write(FILE, 2048)
+    world.board_here.stop()
+    board = world.board_here = world.board(world.folder / "flash.bin")
+    board.wait_for("hub +connected", 60)
+    seen = []
+    assert sender.push(FILE, lambda have, size: seen.append(have)).taken
+    assert seen[0] == 4096
+    assert parcels(world) == [f"PARCEL 9000 {sha(FILE)}"]
+
+
+@pytest.mark.parametrize("leg", ["outpost32"], indirect=True)
+def test_hub_that_writes_for_ever_is_stopped_before_the_flash_is_worn(world, device):
+    whole = 20000
+    lies = (random.Random(n).randbytes(whole) for n in range(100))
+    sent = 0
+    for lie in lies:
+        status, said = device.begin(lie)
+        for at in range(0, whole, 2048):
+            if status != 429:
+                status, said = device.write(lie, at)
+                sent += 2048 if status == 200 else 0
+        if status == 429:
+            break
+    assert status == 429 and 0 < said["retry_s"] <= 3601
+    assert whole * 7 < sent <= whole * 8
+    # What is there already is not written, and may still be said.
+    assert device.call("status")[0] == 200
