@@ -22,7 +22,7 @@ def _now() -> dt.datetime:
     return dt.datetime.now(dt.UTC)
 
 
-def _days(until: dt.datetime) -> int:
+def days_until(until: dt.datetime) -> int:
     return (until - _now()).days
 
 
@@ -38,7 +38,7 @@ def certificate(der: bytes) -> dict[str, Any]:
         "sha256": trustparts.fingerprint(der),
         "bytes": len(der),
         "until": until.strftime("%Y-%m-%d"),
-        "days": _days(until),
+        "days": days_until(until),
     }
 
 

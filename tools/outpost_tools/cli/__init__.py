@@ -24,6 +24,7 @@ from outpost_tools.cli import (
     sign,
     tokens,
     trust,
+    trustfleet,
 )
 from outpost_tools.cli.common import app
 
@@ -64,4 +65,5 @@ __all__ = [
     "sign",
     "tokens",
     "trust",
+    "trustfleet",
 ]
