@@ -14,6 +14,7 @@ from outpost_tools.cli import (
     authority,
     boards,
     born,
+    bundles,
     devices,
     enrol,
     factory,
@@ -24,6 +25,7 @@ from outpost_tools.cli import (
     sign,
     tokens,
     trust,
+    trustfleet,
 )
 from outpost_tools.cli.common import app
 
@@ -53,6 +55,7 @@ __all__ = [
     "authority",
     "boards",
     "born",
+    "bundles",
     "devices",
     "enrol",
     "factory",
@@ -64,4 +67,5 @@ __all__ = [
     "sign",
     "tokens",
     "trust",
+    "trustfleet",
 ]
