@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from outpost_tools import endpoint, trustparts, trustwords, waves
+from outpost_tools import endpoint, fleetplan, trustparts, trustwords
 from outpost_tools.bundle import Bundle
 from outpost_tools.connection import Connection
 from outpost_tools.endpoint import Endpoint, Seen
@@ -89,26 +89,10 @@ class Shipment(TrustCargo):
         self, ledger: Ledger, only: Sequence[str] | None, first: Sequence[str], sizes: str
     ) -> list[list[str]]:
         """The waves: of a rollout that has begun those that it has, and one for newcomers."""
-        there = self._devices()
-        for device_id in (*(only or ()), *first):
-            if device_id not in there:
-                raise OutpostError(f"The hub has no enabled device {device_id!r}.")
-        wanted = list(dict.fromkeys([*first, *(only or there)]))
-        if not ledger.begun:
-            return waves.plan(wanted, sizes)
-        known = {one for wave in ledger.waves for one in wave}
-        more = [one for one in wanted if one not in known]
-        return [*ledger.waves, *([more] if more else [])]
+        return fleetplan.plan(self._operator, ledger, only, first, sizes)
 
     def begin(self, ledger: Ledger, planned: Sequence[Sequence[str]]) -> None:
-        if not ledger.begun:
-            ledger.begin(self.kind, self.what, planned)
-        for wave in planned[len(ledger.waves) :]:
-            ledger.add(wave)
-
-    def _devices(self) -> list[str]:
-        twins = self._operator.devices()
-        return sorted(twin["deviceId"] for twin in twins if twin.get("status") != "disabled")
+        fleetplan.begin(ledger, self, planned)
 
     def _progressed(self, device_id: str, have: int, size: int) -> None:
         self.show({"event": "bytes", "device": device_id, "have": have, "size": size})

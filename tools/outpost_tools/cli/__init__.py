@@ -10,6 +10,7 @@ import typer
 
 from outpost_tools import __version__
 from outpost_tools.cli import (
+    appfleet,
     apps,
     authority,
     boards,
@@ -51,6 +52,7 @@ def main() -> None:
 
 __all__ = [
     "app",
+    "appfleet",
     "apps",
     "authority",
     "boards",
