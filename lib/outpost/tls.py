@@ -230,10 +230,11 @@ def resolve(host, port):
         )
 
 
-def open_stream(host, port, ctx, roots, connect_ms=10000):
+def open_stream(host, port, ctx, roots, connect_ms=10000, pin=None):
     """A Stream to host:port whose handshake runs in its first flush, under its deadline.
 
-    ctx is of context(roots). TCP connect waits at most connect_ms.
+    ctx is of context(roots). TCP connect waits at most connect_ms. pin: the certificate of the
+    recovery endpoint, whose dates are then not judged (tlspolicy_pin.c); roots() gives it alone.
     """
     address = resolve(host, port)
     s = socket.socket()
@@ -243,6 +244,7 @@ def open_stream(host, port, ctx, roots, connect_ms=10000):
         s.setblocking(False)
         if policy:
             policy.roots(roots)
+            policy.pinned(pin)
         sock = ctx.wrap_socket(s, server_hostname=host, do_handshake_on_connect=False)
     except OSError as e:
         s.close()
@@ -254,6 +256,7 @@ def open_stream(host, port, ctx, roots, connect_ms=10000):
         # For this connection alone: others of the program have roots of their own.
         if policy:
             policy.roots(None)
+            policy.pinned(None)
     return Stream(sock)
 
 
@@ -336,7 +339,7 @@ def _connect(where, roots, first_packet, ladder, credential, offer):
     try:
         if shown:
             credential.arm(ctx)
-        stream = open_stream(where.host, where.port, ctx, roots)
+        stream = open_stream(where.host, where.port, ctx, roots, pin=where.pin)
         answer = first_packet(stream)
     except BaseException as e:
         if stream:
