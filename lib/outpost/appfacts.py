@@ -3,7 +3,7 @@
 import binascii
 import json
 
-from . import slots
+from . import agreed, slots
 from .update import State
 
 
@@ -19,11 +19,11 @@ def facts():
     firmware = state.get(slots.NVS_FIRMWARE_TOP)
     if firmware >= 0:
         found["firmware"] = firmware
-    if 0 < outcome < len(slots.APP_OUTCOMES):
-        bad = state.get(slots.NVS_APP_BAD)
+    if outcome > 0 and outcome % 16 < len(slots.APP_OUTCOMES):
         found["change"] = {
-            "version": state.top() if outcome == slots.KEPT else bad,
-            "outcome": slots.APP_OUTCOMES[outcome],
+            "kind": agreed.FIRMWARE_KIND if outcome > 16 else agreed.APP_KIND,
+            "version": state.get(slots.NVS_APP_LAST),
+            "outcome": slots.APP_OUTCOMES[outcome % 16],
             "trial": state.get(slots.NVS_APP_COUNT),
         }
     return found

@@ -16,7 +16,7 @@ import os
 from micropython import const
 
 from . import agreed, bundle, log, slots, watchdog
-from .errors import UpdateError, number
+from .errors import DeliveryError, UpdateError, number
 from .update import State, signers
 
 _SECTOR = const(4096)
@@ -146,16 +146,19 @@ class Stage:
         """The bytes from `at` on, into erased sectors; those that are here already are passed."""
         known = min(self.have - at, len(piece))
         if known < 0 or at + len(piece) > self.size:
-            raise UpdateError("this piece begins or ends where it cannot")
+            raise DeliveryError("this piece begins or ends where it cannot")
         part = self._part = self._part or target()
         view = memoryview(piece)[known:]
         at += known
         while len(view):
             block, offset = at // _SECTOR, at % _SECTOR
             n = min(len(view), _SECTOR - offset)
-            if not offset:
-                part.ioctl(6, block)
-            part.writeblocks(block, view[:n], offset)
+            try:
+                if not offset:
+                    part.ioctl(6, block)
+                part.writeblocks(block, view[:n], offset)
+            except OSError as e:
+                raise DeliveryError("the flash cannot be written (%s)" % e)
             at += n
             view = view[n:]
             self.have = max(self.have, at)
@@ -200,11 +203,11 @@ def _digest(part, size):
 
 def _write(path, data):
     try:
-        os.mkdir(agreed.STAGE_PATH)
-    except OSError as e:
-        if number(e) != 17:
-            raise UpdateError("the flash has no room for an update (%s)" % e)
-    try:
+        try:
+            os.mkdir(agreed.STAGE_PATH)
+        except OSError as e:
+            if number(e) != 17:  # EEXIST
+                raise
         with open(path, "wb") as f:
             f.write(data)
     except OSError as e:

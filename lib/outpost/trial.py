@@ -27,7 +27,7 @@ def current(nvs):
 
         if esp32.Partition(esp32.Partition.RUNNING).info()[1] == trial:
             return trial
-        _outcome(nvs, slots.ENDED, _number(nvs, slots.NVS_FIRMWARE_VERSION))
+        _outcome(nvs, FIRMWARE + slots.ENDED, _number(nvs, slots.NVS_FIRMWARE_VERSION))
         log.say("update", "the new firmware did not hold: the one before it runs again")
     elif trial != _number(nvs, slots.NVS_APP_CURRENT):
         # boot.py runs another one where it could not count this start.
@@ -99,16 +99,20 @@ class Trial:
                 import esp32
 
                 esp32.Partition.mark_app_valid_cancel_rollback()
-                nvs.set_i32(slots.NVS_FIRMWARE_TOP, _number(nvs, slots.NVS_FIRMWARE_VERSION))
+                version = _number(nvs, slots.NVS_FIRMWARE_VERSION)
+                nvs.set_i32(slots.NVS_FIRMWARE_TOP, version)
+                _outcome(nvs, FIRMWARE + slots.KEPT, version)
             else:
                 nvs.set_i32(slots.NVS_APP_CURRENT, trial)  # the moment
-                nvs.set_i32(slots.NVS_APP_TOP, _number(nvs, slots.NVS_APP_SLOTS[trial]))
-            _outcome(nvs, slots.KEPT, None)
+                version = _number(nvs, slots.NVS_APP_SLOTS[trial])
+                nvs.set_i32(slots.NVS_APP_TOP, version)
+                _outcome(nvs, slots.KEPT, version)
             _erase(nvs, agreed.NVS_APP_TRIAL)
         except OSError as e:
             log.say("update", "the trial cannot be ended now (%s): it is tried again" % e)
             return False
-        _unstage("software")
+        if trial < FIRMWARE:
+            _unstage("software")
         log.say("update", "%s works: it is kept" % self._name())
         return True
 
@@ -132,9 +136,8 @@ class Trial:
         machine.reset()
 
 
-def _outcome(nvs, outcome, bad):
-    if bad is not None:
-        nvs.set_i32(slots.NVS_APP_BAD, bad)
+def _outcome(nvs, outcome, version):
+    nvs.set_i32(slots.NVS_APP_LAST, version)
     nvs.set_i32(slots.NVS_APP_OUTCOME, outcome)
     nvs.commit()
 

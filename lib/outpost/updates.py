@@ -33,6 +33,11 @@ class Updates:
         self._changeable = _changeable()
         if self._changeable:
             delivery.register(agreed.APP_KIND, agreed.APP_MAX_BYTES, self._may_begin, self._came)
+            place = _other_place()
+            if place:
+                delivery.register(
+                    agreed.FIRMWARE_KIND, place, self._may_flash, self._flashed, self._staged
+                )
 
     # Deliveries
 
@@ -41,6 +46,18 @@ class Updates:
 
     def _came(self, path):
         return self._restarting(_do("update", "taken", path, self._way.at_least()))
+
+    def _may_flash(self, size, sha256, args):
+        _do("firmware", "begin", size, sha256, args, self._way.at_least())
+
+    def _staged(self, kind):
+        # Kept from piece to piece: how much is there is in flash now and then only.
+        if self._stage is None or self._stage.sha256 is None:
+            self._stage = _do("firmware", "Stage", kind)
+        return self._stage
+
+    def _flashed(self, path):
+        return self._restarting(_do("firmware", "commit", self._way.at_least()))
 
     def _restarting(self, answer):
         if answer[0] == 202:
@@ -101,6 +118,16 @@ def _changeable():
         return bool(trust.software_keys())
     except OutpostError:
         return False
+
+
+def _other_place():
+    """Bytes of the partition that new firmware would go into, 0 where there is none."""
+    import esp32
+
+    try:
+        return esp32.Partition(esp32.Partition.RUNNING).get_next_update().info()[3]
+    except (OSError, AttributeError):
+        return 0
 
 
 def _do(module, name, *args):

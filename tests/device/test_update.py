@@ -294,11 +294,11 @@ def test_the_device_tells_which_software_it_has_and_how_the_last_trial_ended(wor
     assert software == {"version": 0, "slot": "image"}
     update.push(packages.signed(packages.application(BAD["raises at import"]), 5))
     software = until_told(update, lambda told: told.get("change"))
-    change = {"version": 5, "outcome": agreed.APP_OUTCOMES[2], "trial": 1}
+    change = {"kind": "software", "version": 5, "outcome": agreed.APP_OUTCOMES[2], "trial": 1}
     assert software == {"version": 0, "slot": "image", "change": change}
     update.push(packages.signed(GOOD, 6))
     software = until_told(update, lambda told: told["version"] == 6)
-    change = {"version": 6, "outcome": agreed.APP_OUTCOMES[1], "trial": 2}
+    change = {"kind": "software", "version": 6, "outcome": agreed.APP_OUTCOMES[1], "trial": 2}
     assert software == {"version": 6, "slot": "a", "change": change}
     # No news is not told again.
     told = update.board.text.count("reported bytes")

@@ -33,6 +33,7 @@ class Told:
     slot: str = ""
     change_version: int | None = None
     change: str = ""
+    kind: str = ""
     trial: int = 0
 
     @classmethod
@@ -51,6 +52,7 @@ class Told:
             _words(found.get("slot")),
             _number(change.get("version")),
             _words(change.get("outcome")),
+            _words(change.get("kind")),
             _number(change.get("trial")) or 0,
         )
 
@@ -157,7 +159,8 @@ class SoftwareCargo:
     def _judge(self, device_id: str, told: Told) -> Outcome | None:
         if self._good(told):
             return self._has(told)
-        if told.change_version != self._version or told.change in ("", KEPT):
+        about = (told.kind, told.change_version)
+        if about != (self.kind, self._version) or told.change in ("", KEPT):
             return None
         with self._lock:
             before = self._before.get(device_id)

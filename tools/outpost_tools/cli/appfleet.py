@@ -171,7 +171,11 @@ def app_status(
                 "version": told.version,
                 "slot": told.slot or None,
                 "firmware": told.firmware,
-                "change": {"version": told.change_version, "outcome": told.change}
+                "change": {
+                    "kind": told.kind,
+                    "version": told.change_version,
+                    "outcome": told.change,
+                }
                 if told.change
                 else None,
             }
@@ -188,7 +192,7 @@ def app_status(
             "not told" if row["version"] is None else str(row["version"]),
             row["slot"] or "",
             "" if row["firmware"] is None else str(row["firmware"]),
-            f"{change['version']}: {change['outcome']}" if change else "",
+            f"{change['kind']} {change['version']}: {change['outcome']}" if change else "",
         )
     Console().print(table)
 
