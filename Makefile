@@ -13,6 +13,15 @@ DEVICES ?= 1
 MFL ?= auto
 LEG ?= outpost32
 
+# A board on the desk: its port (empty: the one that is plugged in), which device it is to be, its
+# image, ERASE=1 to begin anew, YES=1 to be asked nothing, and the folder with your main.py.
+PORT ?=
+DEVICE ?=
+IMAGE ?= $(DEVICE).bin
+ERASE ?=
+YES ?=
+APP ?=
+
 # How `make test` calls pytest.
 PYTEST_ARGS ?= -n 8 --dist worksteal
 
@@ -21,7 +30,7 @@ APT_BUILD := gcc-multilib make xz-utils bzip2 ca-certificates
 APT_TEST := mosquitto nats-server rabbitmq-server haproxy openssl iproute2 nmap sslscan softhsm2 strace
 
 .DELETE_ON_ERROR:
-.PHONY: help run test test-all lint bench micropython roots clean
+.PHONY: help run test test-all lint bench micropython roots flash deploy console erase clean
 
 help:
 	@echo "make run          a device boots from its flash image, connects and sends"
@@ -31,6 +40,11 @@ help:
 	@echo "make lint         ruff, and the C with all warnings as errors"
 	@echo "make bench        measures the budgets and writes docs/numbers.md"
 	@echo "make micropython  builds MicroPython with our C module into build/bin"
+	@echo "make flash        writes IMAGE, or DEVICE.bin, to the board on PORT, and watches it connect;"
+	@echo "                  only what changed; ERASE=1 begins anew"
+	@echo "make deploy       sends what changed in APP to the running board on PORT"
+	@echo "make console      shows what the board on PORT says"
+	@echo "make erase        erases the board on PORT: asks first, YES=1 does not"
 	@echo "make roots        takes the trust roots from certifi into certs/"
 	@echo "make clean        removes build/"
 
@@ -55,6 +69,19 @@ micropython: $(VENV)/.ready $(BUILD)/.apt-build
 
 roots: $(VENV)/.ready
 	@$(BIN)/outpost roots
+
+flash: $(VENV)/.ready
+	@test -n '$(DEVICE)' || { echo "Say which device: make flash DEVICE=pump-7 PORT=/dev/ttyUSB0"; exit 2; }
+	@$(BIN)/outpost flash '$(IMAGE)' --device '$(DEVICE)' $(if $(PORT),--port '$(PORT)') $(if $(ERASE),--erase)
+
+deploy: $(VENV)/.ready
+	@$(BIN)/outpost deploy $(if $(APP),'$(APP)') $(if $(DEVICE),--device '$(DEVICE)') $(if $(PORT),--port '$(PORT)')
+
+console: $(VENV)/.ready
+	@$(BIN)/outpost console $(if $(PORT),--port '$(PORT)')
+
+erase: $(VENV)/.ready
+	@$(BIN)/outpost erase $(if $(PORT),--port '$(PORT)') $(if $(YES),--yes)
 
 $(VENV)/.ready: tools/requirements.txt pyproject.toml $(BUILD)/.apt-python
 	@tools/venv.sh $(VENV) "$(PYTHON)"

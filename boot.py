@@ -3,10 +3,34 @@
 # trial: each start with it is counted before it runs, under a watchdog, and after the third that
 # did not end in a connection the one before it runs again. Nothing here can fail, so that main.py
 # is always reached; where there is none, the library alone connects and waits for one.
+#
+# In production mode (docs/flashing.md) it also runs main.py itself, so that the board has no
+# prompt: Ctrl-C is a character like any other, and where main.py ends the board restarts.
+import micropython
+
+try:
+    micropython.kbd_intr(-1)  # until it is known whether this board has a prompt
+    for _n in (0, 1):
+        pass  # a Ctrl-C that came before is noticed here, and is nothing
+except KeyboardInterrupt:
+    micropython.kbd_intr(-1)
+
 import os
 import sys
 
 import machine
+
+
+def _closed():
+    """Whether this board is in production mode. Where its NVS cannot be read, it is."""
+    try:
+        import esp32
+
+        return esp32.NVS("outpost").get_i32("prod") != 0
+    except ImportError:
+        return False
+    except OSError as e:
+        return e.args[0] not in (-0x1102, -0x110F)  # no such entry, no NVS at all
 
 
 def _number(nvs, name):
@@ -91,11 +115,39 @@ def _boot():
     return "main.py" in os.listdir()
 
 
+def _ended(e):
+    """main.py is over, on a board that has no prompt: what it was goes into the last words."""
+    import time
+
+    words = sys.modules.get("outpost.lastwords")
+    if words:
+        words.crashed(e)
+    print("   -.--- boot     main.py ended (%s): the board restarts" % type(e).__name__)
+    time.sleep(3)  # so that one that ends at once does not wear the flash out
+
+
+_production = _closed()
+if not _production:
+    micropython.kbd_intr(3)
 _there = _boot()
-for _name in ("_number", "_whole", "_on_trial", "_choose", "_boot"):
+for _name in ("_number", "_whole", "_on_trial", "_choose", "_boot", "_closed"):
     del globals()[_name]  # it would stay in memory beside main.py, which has the same globals
 if not _there:
     print("   0.000 boot     there is no main.py: the library alone runs")
+if _production:
+    try:
+        if _there:
+            execfile("main.py")  # noqa: F821
+        else:
+            import outpost
+
+            outpost.Device().run()
+        _ended(StopIteration())
+    except BaseException as e:
+        _ended(e)
+    finally:
+        machine.reset()
+if not _there:
     import outpost
 
     outpost.Device().run()

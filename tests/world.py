@@ -58,6 +58,7 @@ class World:
         name: str = "flash.bin",
         drop: tuple[str, ...] = (),
         nvs_keys: bytes | None = None,
+        production: bool = False,
         **settings,
     ) -> Path:
         """A flash image whose device tries again every second or two.
@@ -84,6 +85,7 @@ class World:
                 library=library,
                 files=content,
                 nvs_keys=nvs_keys,
+                production=production,
             )
         )
         return flash

@@ -114,6 +114,9 @@ EVENTS_TOPIC = "devices/%s/messages/events/"
 EVENTS_PROPERTIES = "$.ct=application%2Fjson&$.ce=utf-8"
 EVENTS_SEALED = "$.ct=application%2Fjose&$.ce=utf-8"
 
+# Production mode (docs/flashing.md): set once, never taken back by anything on the board.
+NVS_PRODUCTION = "prod"  # i32: 1 where the prompt is closed
+
 # Envelopes: trust bundles and software packages (docs/trust-bundle.md, byte by byte).
 ENVELOPE_MAGIC = b"OPTB"
 ENVELOPE_FORMAT = 1

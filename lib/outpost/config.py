@@ -32,6 +32,7 @@ class Config:
     watchdog_s     seconds without progress after which the board resets, 60 to 3600; 0: never
     full           what a full outbox does: 0 refuses, 1 drops the oldest, 2 drops by priority
     batch          bytes of one message made of several small ones, 0: none is
+    console        what the console shows: 0 nothing, 1 errors, 2 all
     protect        whether bodies are encrypted from end to end
     """
 
@@ -127,7 +128,9 @@ _FIELDS = (
     "outbox_full",
     "batch_bytes",
     "protect",
+    "console",
 )
+_CONSOLE = ("off", "errors", "all")
 _POLICIES = ("refuse", "oldest", "priority")
 
 
@@ -213,6 +216,11 @@ def check(raw):
     c.watchdog_s = raw.get("watchdog_s", agreed.WATCHDOG_S)
     if c.watchdog_s != 0 or isinstance(c.watchdog_s, bool):
         _number("watchdog_s", c.watchdog_s, 60, 3600, wrong)
+    console = raw.get("console", "all")
+    if console not in _CONSOLE:
+        wrong.append('console must be "all", "errors" or "off"')
+        console = "all"
+    c.console = _CONSOLE.index(console)
     policy = raw.get("outbox_full", "refuse")
     if policy not in _POLICIES:
         wrong.append('outbox_full must be "refuse", "oldest" or "priority"')

@@ -10,10 +10,12 @@ import gc
 import os
 
 from . import agreed, log
-from .errors import OutpostError
+from .errors import OutpostError, SignedError, number
+
+_ANSWERED_S = 2  # in which the answer goes out before the board starts anew
 
 
-def opened(way, commands):
+def opened(way, commands, after=None):
     """The Rotation of a board that knows signers, ready to take commands; None on any other."""
     try:
         os.stat(agreed.SIGNERS_PATH)
@@ -27,7 +29,31 @@ def opened(way, commands):
     desk, rotation = Desk(way, signed.check), Rotation(way, jwe.open_sealed)
     desk.open(commands)
     rotation.open(desk, commands)
+    if after:
+        desk.on("software", "production", lambda args, payload: _close_prompt(after))
     return rotation
+
+
+def _close_prompt(after):
+    """The prompt is closed, for good: nothing on the board takes that back."""
+    import esp32
+    import micropython
+
+    try:
+        nvs = esp32.NVS(agreed.NVS_NAMESPACE)
+        nvs.set_i32(agreed.NVS_PRODUCTION, 1)
+        nvs.commit()
+    except OSError as e:
+        raise SignedError("NVS did not keep it (error %d): sign it once more" % number(e), True)
+    micropython.kbd_intr(-1)
+    after(_ANSWERED_S, _restart)  # boot.py does the rest
+    return {"production": True}
+
+
+def _restart():
+    import machine
+
+    machine.reset()
 
 
 class Desk:

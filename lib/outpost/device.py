@@ -8,7 +8,19 @@ import gc
 import sys
 import time
 
-from . import agreed, clock, delivery, desk, log, room, sender, telemetry, updates, watchdog
+from . import (
+    agreed,
+    clock,
+    delivery,
+    desk,
+    lastwords,
+    log,
+    room,
+    sender,
+    telemetry,
+    updates,
+    watchdog,
+)
 from .backoff import Backoff
 from .errors import OutboxFull, understood
 from .incoming import Incoming
@@ -51,7 +63,7 @@ class Device:
         self._online_since = 0
         self._backoff = Backoff(1, 300)
         self._retry_at = 0
-        self._keys = desk.opened(self._way, self._in.commands)  # or None
+        self._keys = desk.opened(self._way, self._in.commands, self.after)  # or None
         self._files = delivery.opened(self)
         self.updates = updates.Updates(self, self._way, self._in)
 
@@ -147,6 +159,9 @@ class Device:
         try:
             while True:
                 self.pause(self.step())
+        except Exception as e:
+            lastwords.crashed(e)
+            raise
         finally:
             self.close()
 
@@ -156,6 +171,7 @@ class Device:
         if len(self._messages):
             log.say("outbox", "messages from before wait count=%d" % len(self._messages))
         self._watched = True
+        lastwords.begin(self.report)
 
     def readable(self):
         """Whether the hub has sent something that step() would read."""

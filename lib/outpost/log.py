@@ -11,6 +11,8 @@ _WIDTH = 240
 _lines = []
 _last = None
 _uptime_ms = 0
+keeper = None  # called with the last lines whenever there is one more (lastwords.py)
+shown = 2  # 0: nothing is printed, 1: errors, 2: all
 
 
 def uptime_ms():
@@ -55,7 +57,11 @@ def _say(stage, sentence):
     if len(_lines) >= _KEEP:
         del _lines[0]
     _lines.append(line)
-    print(line)
+    if shown == 2 or shown and stage in ("error", "crash"):
+        print(line)
+    # Not for the routine of messages: it says nothing of what went wrong.
+    if keeper and stage != "send":
+        keeper(_lines)
 
 
 def error(err):

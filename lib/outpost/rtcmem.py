@@ -16,6 +16,7 @@ _SIZE = const(2048)
 
 CLOCK_VOUCHED = const(1)  # one byte: 1 where the board's clock was set by one who vouched for it
 SESSION = const(2)  # a TLS session (resumption.py)
+LAST_WORDS = const(3)  # the last lines of the console (lastwords.py)
 
 
 def _load():

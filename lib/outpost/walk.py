@@ -72,6 +72,7 @@ class Walk:
     def configure(self):
         """Read the configuration again: what a person mended meanwhile is picked up."""
         c = self.config = _configuration()
+        log.shown = c.console
         self.profile = profile.load(c.profile)
         log.say(
             "config",

@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from esp_idf_defs.otadata import OtaDataSelectEntry, OtaImageState
 from littlefs import LittleFS, LittleFSError
 
 from outpost_tools import agreed, roots
 from outpost_tools.errors import OutpostError
+from outpost_tools.firmwareimage import Firmware, bootloader_for
+from outpost_tools.mpyfile import check_mpy
 from outpost_tools.nvsimage import Identity, keys_partition, nvs_partition
 from outpost_tools.partitions import SIZES_MIB, TABLE_OFFSET, Partition, PartitionTable
 from outpost_tools.paths import binary, tree
@@ -137,10 +140,17 @@ def build_image(
     size_mib: int = 4,
     files: Mapping[str, bytes | None] | None = None,
     nvs_keys: bytes | None = None,
+    firmware: Firmware | None = None,
+    layout: str = "single",
+    production: bool = False,
 ) -> bytes:
-    """The whole flash, as esptool would write it at offset 0 (the firmware itself aside).
+    """The whole flash, as esptool would write it at offset 0.
 
     device        identity and keys; None leaves the identity out, as on an unprovisioned board
+    firmware      MicroPython itself; without it the image is for the virtual board, or for a board
+                  that has it already
+    layout        "single", or "ota" for two places for the firmware
+    production    the board's prompt is closed from its first start on
     nvs_keys      64 bytes that the NVS is encrypted with; they go into a partition of their own
     trust         DER of each root
     build_time_s  Unix time that the device's clock floor starts from
@@ -151,7 +161,7 @@ def build_image(
     settings.check()
     if not agreed.UNIX_2000 <= build_time_s < agreed.UNIX_2000 + 2**31:
         raise OutpostError("The build time must be a Unix time from 2000 to 2068.")
-    table = PartitionTable.for_size(size_mib)
+    table = PartitionTable.for_size(size_mib, layout)
     if nvs_keys is not None:
         table = table.with_nvs_keys(agreed.VFS_LABEL)
     content: dict[str, bytes] = {
@@ -168,14 +178,33 @@ def build_image(
     if nvs_keys is not None:
         _place(flash, table["nvs_keys"], keys_partition(nvs_keys, table["nvs_keys"].size))
     identity = Identity.of(device) if isinstance(device, Device) else device
-    nvs = nvs_partition(identity, build_time_s, table["nvs"].size, nvs_keys)
+    nvs = nvs_partition(identity, build_time_s, table["nvs"].size, nvs_keys, production)
     _place(flash, table["nvs"], nvs)
     _place(
         flash, table[agreed.VFS_LABEL], littlefs_partition(content, table[agreed.VFS_LABEL].size)
     )
     binary_table = table.to_binary()
     flash[TABLE_OFFSET : TABLE_OFFSET + len(binary_table)] = binary_table
+    _place_firmware(flash, table, firmware, size_mib)
     return bytes(flash)
+
+
+def _place_firmware(
+    flash: bytearray, table: PartitionTable, firmware: Firmware | None, size_mib: int
+) -> None:
+    chosen = table.find("data", "ota")
+    if chosen is not None:
+        first = OtaDataSelectEntry(1, OtaImageState.VALID).to_bytes()  # the first place, for good
+        flash[chosen.offset : chosen.offset + len(first)] = first
+    if firmware is None:
+        return
+    place = table.application
+    firmware.check_fits(place)
+    flash[place.offset : place.offset + len(firmware.app)] = firmware.app
+    if firmware.bootloader is not None:
+        at = firmware.chip.bootloader_at
+        content = bootloader_for(firmware, size_mib)
+        flash[at : at + len(content)] = content
 
 
 def _place(flash: bytearray, partition: Partition, content: bytes) -> None:
@@ -252,6 +281,8 @@ def application(folder: Path) -> dict[str, bytes]:
             files[f"/{name}"] = path.read_bytes()
         except OSError as why:
             raise OutpostError(f"Cannot read {path} ({why.strerror}).") from None
+        if name.endswith(".mpy"):
+            check_mpy(files[f"/{name}"], str(path))
     return files
 
 

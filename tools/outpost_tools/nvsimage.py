@@ -121,7 +121,11 @@ def keys_partition(keys: bytes, size: int = PAGE_BYTES) -> bytes:
 
 
 def nvs_partition(
-    identity: Identity | None, build_time_s: int, size: int, keys: bytes | None = None
+    identity: Identity | None,
+    build_time_s: int,
+    size: int,
+    keys: bytes | None = None,
+    production: bool = False,
 ) -> bytes:
     """The partition in format version 2; encrypted with `keys` where they are given."""
     # Slow to import, and says so little: only where an image is built.
@@ -145,6 +149,8 @@ def nvs_partition(
             nvs.write_entry(store, agreed.NVS_CURRENT, "data", "i32", "0")
         floor = str(build_time_s - agreed.UNIX_2000)
         nvs.write_entry(store, agreed.NVS_TIME_FLOOR, "data", "i32", floor)
+        if production:
+            nvs.write_entry(store, agreed.NVS_PRODUCTION, "data", "i32", "1")
         nvs.nvs_close(store)
     except (nvs.InsufficientSizeError, nvs.PageFullError):
         raise OutpostError(

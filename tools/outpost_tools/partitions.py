@@ -107,16 +107,19 @@ class PartitionTable:
         return cls(rows, source)
 
     @classmethod
-    def for_size(cls, size_mib: int) -> "PartitionTable":
-        """The project's own layout for a flash of that many MiB."""
+    def for_size(cls, size_mib: int, layout: str = "single") -> "PartitionTable":
+        """The project's own layout for a flash of that many MiB: "single", one place for the
+        application as in stock firmware, or "ota", two."""
         folder = tree() / "firmware" / "boards"
-        path = folder / f"partitions-{size_mib}MiB.csv"
+        suffix = "" if layout == "single" else f"-{layout}"
+        path = folder / f"partitions-{size_mib}MiB{suffix}.csv"
         if not path.is_file():
             known = sorted(
                 p.stem.removeprefix("partitions-") for p in folder.glob("partitions-*.csv")
             )
+            wanted = f"{size_mib} MiB" + (f" with the layout {layout!r}" if suffix else "")
             raise OutpostError(
-                f"There is no layout for a flash of {size_mib} MiB; there is {', '.join(known)}."
+                f"There is no layout for a flash of {wanted}; there is {', '.join(known)}."
             )
         table = cls.from_csv(path.read_text(), path.name)
         table.check_fits(size_mib << 20)
@@ -150,6 +153,19 @@ class PartitionTable:
                 )
         if len(self.partitions) * ROW.size > TABLE_DATA_BYTES - ROW.size:
             raise OutpostError(f"{self.source} has more rows than a table can hold.")
+
+    @property
+    def application(self) -> Partition:
+        """Where the first application lies, which the bootloader starts on a new board."""
+        apps = [p for p in self.partitions if p.type == TYPES["app"]]
+        if not apps:
+            raise OutpostError(f"{self.source} has no place for an application.")
+        return min(apps, key=lambda p: (p.subtype, p.offset))
+
+    def find(self, kind: str, subtype: str) -> Partition | None:
+        """The first partition of a type and subtype by their names, e.g. "data", "ota"."""
+        wanted = (TYPES[kind], SUBTYPES[TYPES[kind]][subtype])
+        return next((p for p in self.partitions if (p.type, p.subtype) == wanted), None)
 
     def check_fits(self, flash_bytes: int) -> None:
         for p in self.partitions:

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 
 from outpost_tools.board import Board
 from outpost_tools.errors import OutpostError
+from outpost_tools.ports import open_port
 
-BAUD = 115200
+SLICE_S = 0.05
 ANSWER_MAX_BYTES = 65536
 ENTER_S = 10.0
 RUN_S = 60.0
@@ -38,21 +39,17 @@ class SerialWire:
     """A serial port by its name, or any that pyserial knows (rfc2217://host:port)."""
 
     def __init__(self, name: str) -> None:
-        import serial
-
-        try:
-            self._port: Any = serial.serial_for_url(name, BAUD, timeout=0.1, write_timeout=10)
-        except (serial.SerialException, ValueError, OSError):
-            raise OutpostError(
-                f"The port {name} does not open: is the board plugged in, and does no other "
-                "program hold the port?"
-            ) from None
+        self._port: Any = open_port(name)
+        self._port.timeout = SLICE_S
 
     def read(self, wait_s: float) -> bytes:
+        ends = time.monotonic() + wait_s
         try:
-            self._port.timeout = wait_s
-            first = self._port.read(1)
-            return first + self._port.read(self._port.in_waiting) if first else b""
+            # In slices: over RFC 2217 each change of the time-out costs a negotiation.
+            while not (first := self._port.read(1)):
+                if time.monotonic() >= ends:
+                    return b""
+            return first + self._port.read(self._port.in_waiting)
         except OSError:
             raise OutpostError("The board is gone from the port: plug it in again.") from None
 

@@ -1,6 +1,5 @@
 """`outpost image`, `board run` and `demo`: a device's flash image and what runs it."""
 
-import json
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -17,6 +16,18 @@ from outpost_tools.cli.common import (
     group,
     print_json,
     say,
+)
+from outpost_tools.cli.imageoptions import (
+    BootloaderOption,
+    ExplainOption,
+    FirmwareOption,
+    LayoutName,
+    LayoutOption,
+    ProductionOption,
+    given_firmware,
+    more_fields,
+    said_of,
+    tell,
 )
 from outpost_tools.errors import OutpostError
 from outpost_tools.paths import data_dir, tree, write_whole
@@ -66,26 +77,11 @@ def record_size_of(text: str) -> Any:
     return int(text) if text.isascii() and text.isdigit() else text
 
 
-def _more(config: Path | None, gateway: str | None, protect: bool) -> dict[str, object]:
-    """Fields of config.json that have no option of their own, and those of the two that have."""
-    more: dict[str, object] = {}
-    if config is not None:
-        try:
-            more = json.loads(config.read_text())
-        except (OSError, ValueError):
-            more = []  # type: ignore[assignment]
-        if not isinstance(more, dict):
-            raise OutpostError(f"{config} does not hold a JSON object.")
-    if gateway:
-        more["gateway_host"] = gateway
-    if protect:
-        more["protect"] = "jwe"
-    return more
-
-
 @app.command("image", epilog="Example: outpost image pump-7 -o pump-7.bin --hub localhost")
 def image(
-    device_id: Annotated[str, typer.Argument(metavar="ID", help="A device of the registry.")],
+    device_id: Annotated[
+        str | None, typer.Argument(metavar="ID", help="A device of the registry.")
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="FILE", help="The image.  [ID.bin]"),
@@ -183,10 +179,23 @@ def image(
     dps_csr: Annotated[
         bool, typer.Option("--dps-csr", help="Let DPS issue a certificate for the board's key.")
     ] = False,
+    firmware: FirmwareOption = None,
+    bootloader: BootloaderOption = None,
+    layout: LayoutOption = LayoutName.single,
+    production: ProductionOption = False,
+    explained: ExplainOption = None,
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Build the flash image of one device: its keys, configuration, roots and software."""
+    """Build the flash image of one device: its keys, configuration, roots and software.
+
+    With --explain FILE: say what an image holds, and never a secret.
+    """
+    if explained is not None:
+        tell(explained, as_json)
+        return
+    if device_id is None:
+        raise OutpostError("Say which device: outpost image ID, e.g. outpost image pump-7.")
     from outpost_tools import roots
     from outpost_tools.fleet import Fleet
     from outpost_tools.image import DEFAULT_SNTP, Dps, Settings, build_image
@@ -212,13 +221,14 @@ def image(
         suites=suites.value,
         keepalive_s=keepalive,
         rotation_days=rotation_days,
-        more=_more(config, gateway, payload_key is not None),
+        more=more_fields(config, gateway, payload_key is not None),
         dps=Dps(dps, dps_host, registration_id, dps_csr) if dps else None,
     )
     settings.check()
     if (certificate is None) != (key is None) or (born and certificate is not None):
         raise OutpostError("An image takes --certificate and --key together, or --born, or none.")
     check_device_id(device_id)
+    firm = given_firmware(firmware, bootloader)
     if certificate is not None and key is not None:
         device = Identity.with_certificate(device_id, certificate, key)
     elif born:
@@ -249,6 +259,9 @@ def image(
         app=app_dir,
         size_mib=size,
         nvs_keys=new_keys() if encrypt_nvs else None,
+        firmware=firm,
+        layout=layout.value,
+        production=production,
     )
     path = output or Path(f"{device_id}.bin")
     write_whole(path, content)
@@ -266,13 +279,15 @@ def image(
                 "roots": trusted,
                 "keys": device.holds,
                 "nvs_encrypted": encrypt_nvs,
+                "firmware": firm.title if firm else None,
+                "production": production,
             }
         )
     else:
         place = f"provisioning service {dps_host}" if dps else f"hub {hub}:{port}"
         typer.echo(
             f"{path}: {len(content) >> 20} MiB for {device_id}, {place}, "
-            f"roots: {', '.join(trusted)}. {_KEYS_SAID[device.holds]}"
+            f"roots: {', '.join(trusted)}. {_KEYS_SAID[device.holds]}{said_of(firm, production)}"
         )
 
 

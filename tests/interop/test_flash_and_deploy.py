@@ -1,0 +1,399 @@
+"""`outpost flash`, `deploy`, `erase` and `provision` at a board's serial port, with the real tools.
+
+The board is the virtual one behind RFC 2217: it has DTR and RTS, the ROM's loader, and
+MicroPython's raw prompt. esptool and mpremote are as PyPI has them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import espimages
+import pytest
+from legs import REPO
+from outpost_tools import explain as explaining
+from outpost_tools import roots
+from outpost_tools.cli import app as outpost
+from outpost_tools.firmwareimage import read_firmware
+from outpost_tools.image import build_image
+from outpost_tools.mpyfile import emitted
+from outpost_tools.nvsimage import Identity, new_keys
+from outpost_tools.partitions import PartitionTable
+from outpost_tools.serialport import SerialPort, served
+from outpost_tools.serialport.machine import Cut
+from outpost_tools.serialport.norflash import blank
+from serial import rfc2217
+from typer.testing import CliRunner
+from world import DEVICE_ID
+
+LEGS_HERE = ("outpost32",)
+MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def _quick_port(monkeypatch):
+    """pyserial asks its RFC 2217 server every 2 ms instead of 50 whether it has taken a setting."""
+    quick = SimpleNamespace(sleep=lambda s: time.sleep(min(s, 0.002)))
+    monkeypatch.setattr(rfc2217, "time", quick)
+
+
+@pytest.fixture
+def board(tmp_path) -> Path:
+    path = tmp_path / "board.bin"
+    blank(path, 4)
+    return path
+
+
+def call(port: SerialPort | str, *words: object, fails: str = "", **options) -> str:
+    url = port if isinstance(port, str) else port.url
+    done = CliRunner().invoke(outpost, [*map(str, words), "--port", url], **options)
+    assert done.exit_code == (1 if fails else 0), f"{done.output}\n{done.exception!r}"
+    if fails:
+        assert fails in done.output, done.output
+        sentence = done.output.strip().splitlines()[-1]
+        assert sentence.startswith("outpost: ") and "Traceback" not in done.output
+    return done.output
+
+
+def flash(port: SerialPort, image: Path, *words: object, fails: str = "") -> str:
+    return call(port, "flash", image, "--wait", 0, *words, fails=fails)
+
+
+def small_image(folder: Path, device_id: str = "pump-7", name: str = "image.bin", **more) -> Path:
+    """An image whose board, when it runs, does nothing."""
+    path = folder / name
+    more["files"] = {"/main.py": None, "/boot.py": b"", **more.get("files", {})}
+    device = Identity(device_id, "c2VjcmV0LXByaW1hcnkta2V5LWtleS0x")
+    path.write_bytes(
+        build_image(device, roots.choose(["azure-ecc"]), build_time_s=1_800_000_000, **more)
+    )
+    return path
+
+
+def files_on(board: Path) -> dict[str, bytes]:
+    content = board.read_bytes()
+    vfs = PartitionTable.from_flash(board)["vfs"]
+    return explaining.read_files(content[vfs.offset : vfs.end])
+
+
+def held(board: Path) -> dict[tuple[str, str], int | bytes]:
+    """The board's NVS entries, by name: what it is, and what it has counted."""
+    from outpost_tools import nvsread
+
+    table = PartitionTable.from_flash(board)["nvs"]
+    nvs = nvsread.read(board.read_bytes()[table.offset : table.end])
+    return {(e.namespace, e.key): e.value for e in nvs.entries}
+
+
+# ---------------------------------------------------------------- from an empty desk
+
+
+def test_from_a_blank_board_to_a_connected_one_and_a_change_deployed(world, board, tmp_path):
+    hub = world.hub()
+    image = world.image(hub.port)
+    app = tmp_path / "app"
+    (app / "drivers").mkdir(parents=True)
+    main = (REPO / "main.py").read_text()
+    (app / "drivers" / "pump.py").write_text("SPEED = 7\n")
+    (app / "main.py").write_text(
+        main.replace("import gc\n", "import gc\nfrom drivers.pump import SPEED\n", 1).replace(
+            '{"n": count', '{"speed": SPEED, "n": count'
+        )
+    )
+    with served(board, world.leg, heapsize="160K") as port:
+        said = call(port, "flash", image, "--device", DEVICE_ID)
+        assert f"connected device={DEVICE_ID}" in said and "written and connected" in said
+        before = held(board)
+        assert before["outpost", "born"]
+        said = call(port, "deploy", app, "--device", DEVICE_ID)
+        assert "/main.py" in said and "/drivers/pump.py" in said and "2 files sent" in said
+        assert f"connected device={DEVICE_ID}" in said
+        # Once more: nothing has changed.
+        assert "0 files sent" in call(port, "deploy", app)
+        ends = time.monotonic() + 60
+        while not any(json.loads(t.body).get("speed") == 7 for t in hub.telemetry):
+            assert time.monotonic() < ends, hub.telemetry[-3:]
+            time.sleep(0.1)
+    after = held(board)
+    for key in ("id", "sas1", "sas2", "born"):
+        assert after["outpost", key] == before["outpost", key]
+    files = files_on(board)
+    assert files["/trust/factory.bin"] and not [f for f in files if f.startswith("/deploy")]
+    # Written again, it is itself: its keys and what waits stay, whatever the image says.
+    with served(board, world.leg, heapsize="160K") as port:
+        said = call(port, "flash", image, "--device", DEVICE_ID)
+        assert "nvs: the board's own stays" in said and "outbox: the board's own stays" in said
+        assert f"connected device={DEVICE_ID}" in said
+    assert held(board)["outpost", "born"] == before["outpost", "born"]
+
+
+def test_make_flash_says_what_it_does_and_refuses_without_a_device(board, tmp_path):
+    image = small_image(tmp_path)
+
+    def make(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["make", "--no-print-directory", "-o", "build/venv/.ready", *words],
+            cwd=REPO,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OUTPOST_PORT": ""},
+        )
+
+    assert "Say which device" in make("flash").stdout
+    with served(board, "outpost32") as port:
+        done = make("erase", f"PORT={port.url}", "YES=1")
+        assert "is blank: 4 MiB erased" in done.stdout, done.stderr
+        done = make("flash", "DEVICE=other", f"IMAGE={image}", f"PORT={port.url}")
+        assert "is the image of pump-7, not of other" in done.stderr
+    assert board.read_bytes() == b"\xff" * (4 * MIB)
+
+
+def test_erase_asks_first_and_then_leaves_nothing(board, tmp_path):
+    with served(board, "outpost32") as port:
+        flash(port, small_image(tmp_path))
+        call(port, "erase", fails="Nothing was erased", input="n\n")
+        assert held(board)["outpost", "id"] == b"pump-7"
+        call(port, "erase", input="y\n")
+    assert board.read_bytes() == b"\xff" * (4 * MIB)
+
+
+# ---------------------------------------------------------------- only what changed
+
+
+def test_what_is_the_same_is_not_written_and_what_changed_is(board, tmp_path):
+    one = small_image(tmp_path, firmware=read_firmware(espimages.release(tmp_path)))
+    other = small_image(
+        tmp_path,
+        name="other.bin",
+        firmware=read_firmware(espimages.release(tmp_path)),
+        files={"/new.py": b"x = 1\n"},
+    )
+    with served(board, "outpost32") as port:
+        flash(port, one)
+        assert board.read_bytes() == one.read_bytes()
+        port.machine.operations = 0
+        said = json.loads(flash(port, one, "--json"))
+        assert port.machine.operations == 0
+        assert all(region["written"] == 0 for region in said["regions"].values())
+        said = json.loads(flash(port, other, "--json"))
+        changed = {name for name, region in said["regions"].items() if region["written"]}
+        assert changed == {"vfs"} and said["regions"]["vfs"]["written"] <= 64 << 10
+    assert files_on(board)["/new.py"] == b"x = 1\n"
+
+
+def test_erase_writes_all_of_the_image_and_nothing_else_is_left(board, tmp_path):
+    board.write_bytes(random.Random(7).randbytes(4 * MIB))
+    image = small_image(tmp_path)
+    with served(board, "outpost32") as port:
+        flash(port, image, "--erase")
+    assert board.read_bytes() == image.read_bytes()
+
+
+# ---------------------------------------------------------------- refused, and the board as it was
+
+
+def refused(board: Path, image: Path, sentence: str, *words: object, chip: str = "esp32") -> None:
+    before = board.read_bytes()
+    with served(board, "outpost32", chip=chip) as port:
+        port.machine.operations = 0
+        flash(port, image, *words, fails=sentence)
+        assert port.machine.operations == 0
+    # Between two visits of the loader the board ran, as a board does: a blank one has nothing to.
+    assert board.read_bytes() == before or before != b"\xff" * len(before)
+
+
+@pytest.mark.parametrize("chip", ["esp32s2", "esp32s3", "esp32c3", "esp32c6"])
+def test_a_board_of_another_chip_is_refused(chip, board, tmp_path):
+    image = small_image(tmp_path, firmware=read_firmware(espimages.release(tmp_path)))
+    refused(board, image, "the image is for an ESP32", chip=chip)
+
+
+def test_a_flash_smaller_than_the_image_is_refused(board, tmp_path):
+    refused(board, small_image(tmp_path, size_mib=8), "build it with --size 4")
+
+
+def test_an_image_for_another_device_is_refused(board, tmp_path):
+    refused(board, small_image(tmp_path), "not of pump-8", "--device", "pump-8")
+
+
+def test_a_board_that_is_another_device_keeps_its_keys_unless_told(board, tmp_path):
+    first, second = small_image(tmp_path), small_image(tmp_path, "pump-8", "second.bin")
+    with served(board, "outpost32") as port:
+        flash(port, first)
+        port.machine.operations = 0
+        flash(port, second, fails="The board is pump-7, and the image is for pump-8")
+        assert port.machine.operations == 0
+        assert held(board)["outpost", "id"] == b"pump-7"
+        flash(port, second, "--erase")
+    assert held(board)["outpost", "id"] == b"pump-8"
+
+
+def test_a_board_with_an_encrypted_nvs_keeps_it_unless_told(board, tmp_path):
+    with served(board, "outpost32") as port:
+        flash(port, small_image(tmp_path, nvs_keys=new_keys()))
+        again = small_image(tmp_path, name="again.bin", nvs_keys=new_keys())
+        flash(port, again, fails="nobody can tell whose keys")
+        flash(port, again, "--erase")
+
+
+def test_another_layout_of_the_same_device_is_not_taken_for_a_new_board(board, tmp_path):
+    with served(board, "outpost32") as port:
+        flash(port, small_image(tmp_path))
+        ota = small_image(tmp_path, name="ota.bin", layout="ota")
+        flash(port, ota, fails="another layout")
+        other = small_image(tmp_path, "pump-8", "ota8.bin", layout="ota")
+        flash(port, other, fails="The board is pump-7")
+        flash(port, ota, "--erase")
+
+
+def test_a_board_in_development_is_not_closed_without_saying_so(board, tmp_path):
+    with served(board, "outpost32") as port:
+        flash(port, small_image(tmp_path))
+        closed = small_image(tmp_path, name="closed.bin", production=True)
+        flash(port, closed, fails="in development mode")
+        flash(port, closed, "--erase")
+
+
+def test_a_port_that_another_program_holds_is_one_sentence(board, tmp_path):
+    import serial
+
+    image = small_image(tmp_path)
+    with served(board, "outpost32") as port:
+        holder = serial.serial_for_url(port.url, 115200)
+        try:
+            flash(port, image, fails="is in use")
+        finally:
+            holder.close()
+    call("/dev/nowhere", "flash", image, fails="does not open")
+    call("rfc2217://127.0.0.1:1", "flash", image, fails="does not open")
+
+
+def test_what_is_no_image_never_reaches_the_port(tmp_path):
+    file = tmp_path / "noise.bin"
+    file.write_bytes(os.urandom(4 * MIB))
+    call("/dev/nowhere", "flash", file, fails="no flash image")
+    file.write_bytes(b"\xff" * 1000)
+    call("/dev/nowhere", "flash", file, fails="1000 bytes")
+    call("/dev/nowhere", "flash", tmp_path / "none.bin", fails="There is no")
+
+
+# ---------------------------------------------------------------- the cable is pulled
+
+PULLS = [1, 400, 2_000, 9_000, 15_000, 30_000]
+
+
+def pulled(board: Path, image: Path, after: int) -> bool:
+    """Whether it was in time to disturb; the next flash must mend it whatever it was."""
+    with served(board, "outpost32") as port:
+        port.pull_cable(after)
+        done = CliRunner().invoke(outpost, ["flash", str(image), "--wait", "0", "--port", port.url])
+        assert "Traceback" not in done.output
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+        if done.exit_code:
+            assert done.output.strip().splitlines()[-1].startswith("outpost: ")
+    with served(board, "outpost32") as port:
+        flash(port, image)
+    assert board.read_bytes() == image.read_bytes()
+    return bool(done.exit_code)
+
+
+@pytest.mark.parametrize("after", PULLS)
+def test_the_next_flash_mends_what_a_pulled_cable_left(after, board, tmp_path):
+    pulled(board, small_image(tmp_path), after)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("after", range(100, 60_000, 701))
+def test_the_next_flash_mends_what_a_pulled_cable_left_anywhere(after, board, tmp_path):
+    pulled(board, small_image(tmp_path), after)
+
+
+@pytest.mark.parametrize("operation", [1, 3, 12, 60, 150])
+def test_the_next_flash_mends_what_a_power_cut_left(operation, board, tmp_path):
+    image = small_image(tmp_path)
+    with served(board, "outpost32", cut=Cut(operation)) as port:
+        done = CliRunner().invoke(outpost, ["flash", str(image), "--wait", "0", "--port", port.url])
+        assert done.exit_code in (0, 1) and "Traceback" not in done.output
+    with served(board, "outpost32") as port:
+        flash(port, image)
+    assert board.read_bytes() == image.read_bytes()
+
+
+# ---------------------------------------------------------------- deploy
+
+
+@pytest.fixture
+def running(request, world, board):
+    """A board with a prompt, and nobody to connect to."""
+    files = {"/main.py": b"print('main runs')\n"}
+    if "full" in request.node.name:
+        files["/fills.bin"] = bytes(1_720_000)  # so that little more goes in
+    image = world.image(1, "127.0.0.1:1", files=files)
+    board.write_bytes(image.read_bytes())
+    with served(board, world.leg, heapsize="160K") as port:
+        yield port
+
+
+def app_with(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        path = folder / "app" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder / "app"
+
+
+def test_only_changed_files_are_deployed_each_whole(running, board, tmp_path):
+    files = {"main.py": b"print('one')\n", "a/b/c.py": bytes(range(256)) * 40, "empty.py": b""}
+    app = app_with(tmp_path, files)
+    done = json.loads(call(running, "deploy", app, "--wait", 0, "--json"))
+    assert done["sent"] == ["/a/b/c.py", "/empty.py", "/main.py"] and done["same"] == 1
+    (app / "main.py").write_bytes(b"print('two')\n")
+    done = json.loads(call(running, "deploy", app, "--wait", 0, "--json"))
+    assert done["sent"] == ["/main.py"] and done["bytes"] == 13
+    assert files_on(board)["/a/b/c.py"] == files["a/b/c.py"]
+
+
+@pytest.mark.parametrize(
+    "name", ["trust/factory.bin", "trust/a.bin", "config.json", "stage/x.bin", "app/a/main.py"]
+)
+def test_the_boards_own_files_are_not_deployed(name, running, board, tmp_path):
+    before = files_on(board)
+    call(running, "deploy", app_with(tmp_path, {name: b"x"}), fails="is the board's own")
+    assert files_on(board) == before
+
+
+def test_compiled_python_of_another_version_is_not_deployed(running, board, tmp_path):
+    wrong = bytes([0x4D, emitted()[0] - 1, 0, 31]) + bytes(10)
+    app = app_with(tmp_path, {"pump.mpy": wrong, "main.py": b"import pump\n"})
+    call(running, "deploy", app, fails=f"version {emitted()[0] - 1}")
+    assert files_on(board)["/main.py"] == b"print('main runs')\n"
+
+
+def test_a_board_that_is_another_device_gets_no_files(running, board, tmp_path):
+    app = app_with(tmp_path, {"main.py": b"x = 1\n"})
+    call(running, "deploy", app, "--device", "other", fails=f"The board is {DEVICE_ID}, not other")
+    assert files_on(board)["/main.py"] == b"print('main runs')\n"
+
+
+def test_a_full_file_system_is_one_sentence_and_the_old_files_stay(running, board, tmp_path):
+    app = app_with(tmp_path, {"main.py": b"x = 1\n", "zz.bin": os.urandom(80_000)})
+    call(running, "deploy", app, fails="file system is full")
+    assert files_on(board)["/main.py"] == b"print('main runs')\n"
+
+
+def test_the_library_can_be_deployed_compiled(running, board, tmp_path):
+    app = app_with(tmp_path, {"main.py": b"import outpost.agreed\n"})
+    call(running, "deploy", app, "--library", "flash", "--wait", 0)
+    files = files_on(board)
+    assert files["/lib/outpost/agreed.mpy"][:2] == bytes([0x4D, emitted()[0]])
+
+
+def test_no_board_is_one_sentence(tmp_path):
+    app = app_with(tmp_path, {"main.py": b""})
+    call("rfc2217://127.0.0.1:1", "deploy", app, fails="does not open")
