@@ -64,7 +64,7 @@ def _on_trial(nvs, trial, current):
         return True
     print("   0.000 boot     the software on trial did not hold: the one before it runs again")
     try:
-        nvs.set_i32("app-bad", _number(nvs, "app-" + "ab"[trial & 1]))
+        nvs.set_i32("app-last", _number(nvs, "app-" + "ab"[trial & 1]))
         nvs.set_i32("app-out", 2)
     finally:
         nvs.erase_key("app-try")

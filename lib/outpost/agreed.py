@@ -132,35 +132,11 @@ DELIVERY_PIECE_BYTES = 2048  # of the file, in one call
 DELIVERY_PACKET_BYTES = 3584  # the MQTT packet that such a call comes in
 STAGE_PATH = "/stage"  # for each kind KIND.bin, and KIND.txt: its size and its SHA-256
 
-# Application updates (docs/updates.md, byte by byte). boot.py has these names too: it imports none.
-APP_SLOTS = ("/app/a", "/app/b")
+# Software (docs/updates.md): what a running device needs. The rest is in slots.py.
+APP_KIND = "software"  # of a file to deliver
 APP_MAX_BYTES = 393216  # of a package, as it is delivered
-APP_FILES_MAX = 128
-APP_PATH_MAX = 64
-APP_DEPTH_MAX = 4
-APP_NAME_PLAIN = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."
-APP_LABEL_MAX = 32
-APP_MAGIC = b"OPAP"
-APP_FORMAT = 1
-APP_VERSION_MAX = 0x7FFFFFFF
-APP_TRIAL_S = 1800  # new software connects in this time, or the one before it comes back
-APP_LIVES = 3  # starts that it has for that
-NVS_APP_CURRENT = "app-cur"  # i32, 0 or 1: the slot in use; none: the image's own application
+FIRMWARE_KIND = "firmware"
 NVS_APP_TRIAL = "app-try"  # i32: the slot on trial; 16 and more: the firmware, by its subtype
-NVS_APP_LIVES = "app-lives"  # i32: how many starts began with it on trial
-NVS_APP_SLOTS = ("app-a", "app-b")  # i32: the version in each slot
-NVS_APP_TOP = "app-top"  # i32: the highest version that was ever kept
-NVS_APP_BAD = "app-bad"  # i32: the version whose trial failed last
-NVS_APP_OUTCOME = "app-out"  # i32: how the last trial ended, index into APP_OUTCOMES
-NVS_FIRMWARE_VERSION = "fw-ver"  # i32: the version of the firmware that was put on trial last
-NVS_FIRMWARE_TOP = "fw-top"  # i32: the highest version of firmware that was ever kept
-APP_OUTCOMES = (
-    "none",
-    "kept",
-    "it did not hold for a connection in its starts",
-    "it made no connection in its time",
-    "its health check did not pass in its time",
-)
 # What a device needs to connect when its file system is gone (rescue.py): a blob in NVS, whose
 # parts are each a 2-byte length and the bytes: config.json, the bundle in use with the one root
 # that anchored the last connection; then the CRC-32 of it all.

@@ -19,15 +19,16 @@ class Kind:
     """left and left_at: what may still be written of it, see pieces.py. last: what the last
     commit came to, for a sender who did not hear the answer."""
 
-    def __init__(self, max_bytes, check_begin, handler):
+    def __init__(self, max_bytes, check_begin, handler, stage):
         self.max_bytes = max_bytes
         self.check_begin = check_begin
         self.handler = handler
+        self.stage = stage
         self.left = self.left_at = None
         self.last = None
 
 
-def register(kind, max_bytes, check_begin, handler):
+def register(kind, max_bytes, check_begin, handler, stage=None):
     """Take files of this kind, of up to max_bytes.
 
     kind                             letters, digits and - : it is the name of its file too
@@ -38,10 +39,12 @@ def register(kind, max_bytes, check_begin, handler):
                                      generator that comes to it. Below 300: it is dealt with, and
                                      what is left at `path` is removed; else it stays there, and
                                      can be committed again. It may come to it twice (a power cut)
+    stage(kind)                      where else than in a file the pieces go: what staging.Staging
+                                     can do
     """
     if not kind or [c for c in kind if not ("a" <= c <= "z" or "0" <= c <= "9" or c == "-")]:
         raise ValueError("a kind of file is named with a to z, 0 to 9 and - alone")
-    _kinds[kind] = Kind(max_bytes, check_begin, handler)
+    _kinds[kind] = Kind(max_bytes, check_begin, handler, stage)
     if _device:
         _device.open()
 

@@ -9,10 +9,10 @@ called at most once for each. Owns no flash itself; answers in sentences, never 
 import gc
 import os
 
-from . import agreed, delivery, log, trust
+from . import agreed, log, trust
 from .errors import OutpostError, TrustError
 
-_ANSWERED_S = 2  # in which the answer goes out before the new software starts
+_ANSWERED_S = 2  # in which the answer goes out before the board starts anew
 
 
 def opened(way, commands, after=None):
@@ -57,68 +57,6 @@ def _close_prompt(after):
         _let_go(production)
     after(_ANSWERED_S, _restart)  # boot.py does the rest
     return {"production": True}
-
-
-def on_trial(device):
-    """The Trial of new software that this start is with; None where there is none (trial.py)."""
-    import esp32
-
-    try:
-        nvs = esp32.NVS(agreed.NVS_NAMESPACE)
-        if nvs.get_i32(agreed.NVS_APP_TRIAL) < 0:
-            return None
-    except OSError:
-        return None
-    from . import trial
-
-    number = trial.current(nvs)
-    return trial.Trial(device, nvs, number) if number >= 0 else None
-
-
-def takes_software(device, way):
-    """New software may be delivered, where somebody may sign it; what judges it is loaded then."""
-    if not _knows_signers():
-        return
-
-    def begin(size, sha256, args):
-        from . import update
-
-        try:
-            update.may_begin(size)
-        finally:
-            _rest(update)
-
-    def handler(path):
-        from . import update
-
-        try:
-            answer = update.taken(path, way.at_least())
-        finally:
-            _rest(update)
-        if answer[0] == 202:
-            device.after(_ANSWERED_S, _restart)
-        return answer
-
-    delivery.register("software", agreed.APP_MAX_BYTES, begin, handler)
-
-
-def _rest(update):
-    from .walk import _let_go
-
-    for module in (update.package, update.bundle.x509, update.bundle, update):
-        _let_go(module)
-
-
-def _knows_signers():
-    try:
-        os.stat(agreed.SIGNERS_PATH)
-        return True
-    except OSError:
-        pass
-    try:
-        return bool(trust.software_keys())
-    except OutpostError:
-        return False
 
 
 def _restart():

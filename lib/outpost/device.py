@@ -8,7 +8,20 @@ import gc
 import sys
 import time
 
-from . import agreed, clock, delivery, desk, log, room, sender, telemetry, trust, watchdog
+from . import (
+    agreed,
+    clock,
+    delivery,
+    desk,
+    lastwords,
+    log,
+    room,
+    sender,
+    telemetry,
+    trust,
+    updates,
+    watchdog,
+)
 from .backoff import Backoff
 from .errors import OutboxFull, understood
 from .incoming import Incoming
@@ -54,9 +67,7 @@ class Device:
         # What the fleet signs: commands, changes of keys, and, in files, of trust and software.
         self._desk, self._keys = desk.opened(self._way, self._in.commands, self.after)  # or None
         self._files = delivery.opened(self)
-        self.health = None  # the application's health check
-        self._trial = desk.on_trial(self)  # or None
-        desk.takes_software(self, self._way)
+        self.updates = updates.Updates(self, self._way, self._in)
         self._guard = None
         if trust.changeable():
             from .guard import Guard
@@ -103,7 +114,7 @@ class Device:
     def healthy(self, check):
         """Decorator: check() says True once new software does what it is for. Without that, and
         without a connection, software from an update is not kept (docs/updates.md)."""
-        self.health = check
+        self.updates.health = check
         return check
 
     def report(self, properties):
@@ -171,7 +182,6 @@ class Device:
         if len(self._messages):
             log.say("outbox", "messages from before wait count=%d" % len(self._messages))
         self._watched = True
-        from . import lastwords
 
         lastwords.begin(self.report)
         _let_go(lastwords)
@@ -232,8 +242,7 @@ class Device:
             self._stepping = False
             if self._leaving:
                 self.close()
-            if self._trial and self._trial.step():
-                self._trial = None
+            self.updates.step()
             watchdog.feed()
 
     def _advance(self):
@@ -271,6 +280,7 @@ class Device:
         self._online_since = log.uptime_ms()
         if self._guard:
             self._guard.connected(session)
+        self.updates.connected()
 
     @property
     def connection(self):

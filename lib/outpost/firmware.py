@@ -15,15 +15,14 @@ import os
 
 from micropython import const
 
-from . import agreed, bundle, log, watchdog
-from .errors import UpdateError, number
+from . import agreed, bundle, log, slots, watchdog
+from .errors import DeliveryError, UpdateError, number
 from .update import State, signers
 
 _SECTOR = const(4096)
 _NOTE_BYTES = const(65536)  # so often it is noted how much is there: a power cut costs no more
 _RECORD = agreed.STAGE_PATH + "/firmware.opk"
 _NOTE = agreed.STAGE_PATH + "/firmware.txt"
-_MAX_RECORD = const(2048)
 
 
 def target():
@@ -49,12 +48,14 @@ def _chip(part):
 def _record(now):
     """(version, chip, size, sha256) of the record that is staged, its signatures verified."""
     fleet, keys = signers()
-    top = max(0, State().get(agreed.NVS_FIRMWARE_TOP))
-    head = bundle.accepted(_RECORD, agreed.ROLE_SOFTWARE, fleet, top, keys, now, _MAX_RECORD)
+    top = max(0, State().get(slots.NVS_FIRMWARE_TOP))
+    head = bundle.accepted(
+        _RECORD, agreed.ROLE_SOFTWARE, fleet, top, keys, now, slots.FIRMWARE_RECORD_MAX
+    )
     with open(_RECORD, "rb") as f:
         f.seek(head.at)
         body = f.read(head.size)
-    if len(body) < 43 or body[:5] != agreed.FIRMWARE_MAGIC + b"\x01":
+    if len(body) < 43 or body[:5] != slots.FIRMWARE_MAGIC + b"\x01":
         raise UpdateError("what was signed is no record of firmware: build it with 'outpost app'")
     size = int.from_bytes(body[7:11], "big")
     return head.version, body[5] << 8 | body[6], size, body[11:43]
@@ -70,7 +71,7 @@ def begin(size, sha256, args, now):
         raw = binascii.a2b_base64(text)
     except (ValueError, TypeError):
         raise UpdateError("the beginning of firmware brings its signed record, in base64")
-    if len(raw) > _MAX_RECORD:
+    if len(raw) > slots.FIRMWARE_RECORD_MAX:
         raise UpdateError("the record of the firmware is too long")
     _write(_RECORD, raw)
     try:
@@ -98,7 +99,8 @@ def commit(now):
     if _digest(part, size) != digest:
         raise UpdateError("what lies in the flash is not the firmware that was signed: begin again")
     state = State()
-    state.set(agreed.NVS_FIRMWARE_VERSION, version)
+    state.set(slots.NVS_APP_COUNT, max(0, state.get(slots.NVS_APP_COUNT)) + 1)
+    state.set(slots.NVS_FIRMWARE_VERSION, version)
     # Known to be on trial before it can run: unconfirmed it would be started once and no more.
     state.set(agreed.NVS_APP_TRIAL, part.info()[1])
     try:
@@ -144,16 +146,19 @@ class Stage:
         """The bytes from `at` on, into erased sectors; those that are here already are passed."""
         known = min(self.have - at, len(piece))
         if known < 0 or at + len(piece) > self.size:
-            raise UpdateError("this piece begins or ends where it cannot")
+            raise DeliveryError("this piece begins or ends where it cannot")
         part = self._part = self._part or target()
         view = memoryview(piece)[known:]
         at += known
         while len(view):
             block, offset = at // _SECTOR, at % _SECTOR
             n = min(len(view), _SECTOR - offset)
-            if not offset:
-                part.ioctl(6, block)
-            part.writeblocks(block, view[:n], offset)
+            try:
+                if not offset:
+                    part.ioctl(6, block)
+                part.writeblocks(block, view[:n], offset)
+            except OSError as e:
+                raise DeliveryError("the flash cannot be written (%s)" % e)
             at += n
             view = view[n:]
             self.have = max(self.have, at)
@@ -198,11 +203,11 @@ def _digest(part, size):
 
 def _write(path, data):
     try:
-        os.mkdir(agreed.STAGE_PATH)
-    except OSError as e:
-        if number(e) != 17:
-            raise UpdateError("the flash has no room for an update (%s)" % e)
-    try:
+        try:
+            os.mkdir(agreed.STAGE_PATH)
+        except OSError as e:
+            if number(e) != 17:  # EEXIST
+                raise
         with open(path, "wb") as f:
             f.write(data)
     except OSError as e:

@@ -8,7 +8,7 @@ Loaded while one is installed. Owns nothing in flash and writes nothing; holds o
 
 import sys
 
-from . import agreed
+from . import slots
 from .errors import UpdateError
 
 _MPY_HEAD = 4
@@ -28,16 +28,16 @@ class Reader:
         f.seek(at)
         self._at = at
         head = self._take(8)
-        if head[:4] != agreed.APP_MAGIC or head[4] != agreed.APP_FORMAT:
+        if head[:4] != slots.APP_MAGIC or head[4] != slots.APP_FORMAT:
             raise UpdateError(
                 "this is no application package of a format that this device knows: "
                 "build it with 'outpost app build'"
             )
         self._mpy, self._arch, self.files = head[5], head[6], head[7]
         _loadable(self._mpy, self._arch, "the package")
-        if not 1 <= self.files <= agreed.APP_FILES_MAX:
-            raise UpdateError("the package has no files, or more than %d" % agreed.APP_FILES_MAX)
-        self.label = self._text(agreed.APP_LABEL_MAX)
+        if not 1 <= self.files <= slots.APP_FILES_MAX:
+            raise UpdateError("the package has no files, or more than %d" % slots.APP_FILES_MAX)
+        self.label = self._text(slots.APP_LABEL_MAX)
         self._first = self._at
         self.needs = 0
 
@@ -71,7 +71,7 @@ class Reader:
         self._left = 0
         for _ in range(self.files):
             self._f.seek(self._at)
-            path = self._text(agreed.APP_PATH_MAX)
+            path = self._text(slots.APP_PATH_MAX)
             head = self._take(36)
             size = int.from_bytes(head[:4], "big")
             if size > self._end - self._at:
@@ -122,9 +122,9 @@ def _loadable(version, flags, what):
 def _plain(path):
     """UpdateError unless it names a file inside a slot, in the one way that there is for it."""
     parts = path.split("/")
-    fine = len(parts) <= agreed.APP_DEPTH_MAX
+    fine = len(parts) <= slots.APP_DEPTH_MAX
     for part in parts:
-        fine = fine and part and part[0] != "." and all([c in agreed.APP_NAME_PLAIN for c in part])
+        fine = fine and part and part[0] != "." and all([c in slots.APP_NAME_PLAIN for c in part])
     if not fine or path == "boot.py":
         raise UpdateError("the package has a path that it may not have")
     if path.endswith(".py") and path != "main.py":

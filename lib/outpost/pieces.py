@@ -44,7 +44,7 @@ def answer(body, kinds):
     op = ops.get(call.get("op"))
     if op is None:
         raise DeliveryError("op is begin, write, commit, status or abort")
-    return op(name, kind, staging.Staging(name), call, piece)
+    return op(name, kind, (kind.stage or staging.Staging)(name), call, piece)
 
 
 def _begin(name, kind, staged, call, piece):

@@ -10,11 +10,10 @@ import gc
 
 from micropython import const
 
-from . import agreed, log, watchdog
+from . import agreed, log, slots, watchdog
 from .errors import OutpostError, number
 
 _ASK_MS = const(1000)
-KEPT, NO_CONNECTION, NOT_HEALTHY = const(1), const(3), const(4)
 FIRMWARE = const(16)  # and above: the trial is of the firmware, named by its partition's subtype
 
 
@@ -28,13 +27,13 @@ def current(nvs):
 
         if esp32.Partition(esp32.Partition.RUNNING).info()[1] == trial:
             return trial
-        _outcome(nvs, 2, _number(nvs, agreed.NVS_FIRMWARE_VERSION))
+        _outcome(nvs, FIRMWARE + slots.ENDED, _number(nvs, slots.NVS_FIRMWARE_VERSION))
         log.say("update", "the new firmware did not hold: the one before it runs again")
-    elif trial != _number(nvs, agreed.NVS_APP_CURRENT):
+    elif trial != _number(nvs, slots.NVS_APP_CURRENT):
         # boot.py runs another one where it could not count this start.
         import os
 
-        return trial if os.getcwd() == agreed.APP_SLOTS[trial & 1] else -1
+        return trial if os.getcwd() == slots.APP_SLOTS[trial & 1] else -1
     _erase(nvs, agreed.NVS_APP_TRIAL)
     return -1
 
@@ -54,10 +53,8 @@ class Trial:
 
     def _name(self):
         if self._trial >= FIRMWARE:
-            return "firmware of version %d" % max(
-                0, _number(self._nvs, agreed.NVS_FIRMWARE_VERSION)
-            )
-        name = agreed.NVS_APP_SLOTS[self._trial]
+            return "firmware of version %d" % max(0, _number(self._nvs, slots.NVS_FIRMWARE_VERSION))
+        name = slots.NVS_APP_SLOTS[self._trial]
         return "software version=%d in slot %s" % (max(0, _number(self._nvs, name)), name[-1])
 
     def step(self):
@@ -72,12 +69,12 @@ class Trial:
             self._sent = True
             if not device.waiting():
                 device.send({"outpost": {"trial": self._trial}}, durable=False)
-        if now >= agreed.APP_TRIAL_S * 1000:
-            self._fail(NOT_HEALTHY if device.acked else NO_CONNECTION)
+        if now >= slots.APP_TRIAL_S * 1000:
+            self._fail(slots.NOT_HEALTHY if device.acked else slots.NO_CONNECTION)
         return False
 
     def _healthy(self, now):
-        check = self._device.health
+        check = self._device.updates.health
         if check is None:
             return True
         if self._asked and now - self._asked < _ASK_MS:
@@ -102,27 +99,31 @@ class Trial:
                 import esp32
 
                 esp32.Partition.mark_app_valid_cancel_rollback()
-                nvs.set_i32(agreed.NVS_FIRMWARE_TOP, _number(nvs, agreed.NVS_FIRMWARE_VERSION))
+                version = _number(nvs, slots.NVS_FIRMWARE_VERSION)
+                nvs.set_i32(slots.NVS_FIRMWARE_TOP, version)
+                _outcome(nvs, FIRMWARE + slots.KEPT, version)
             else:
-                nvs.set_i32(agreed.NVS_APP_CURRENT, trial)  # the moment
-                nvs.set_i32(agreed.NVS_APP_TOP, _number(nvs, agreed.NVS_APP_SLOTS[trial]))
-            _outcome(nvs, KEPT, None)
+                nvs.set_i32(slots.NVS_APP_CURRENT, trial)  # the moment
+                version = _number(nvs, slots.NVS_APP_SLOTS[trial])
+                nvs.set_i32(slots.NVS_APP_TOP, version)
+                _outcome(nvs, slots.KEPT, version)
             _erase(nvs, agreed.NVS_APP_TRIAL)
         except OSError as e:
             log.say("update", "the trial cannot be ended now (%s): it is tried again" % e)
             return False
+        if trial < FIRMWARE:
+            _unstage("software")
         log.say("update", "%s works: it is kept" % self._name())
-        _unstage("software")
         return True
 
     def _fail(self, outcome):
         import machine
 
-        log.say("update", "%s: %s" % (self._name(), agreed.APP_OUTCOMES[outcome]))
+        log.say("update", "%s: %s" % (self._name(), slots.APP_OUTCOMES[outcome]))
         nvs, trial = self._nvs, self._trial
         try:
             if trial < FIRMWARE:
-                _outcome(nvs, outcome, _number(nvs, agreed.NVS_APP_SLOTS[trial]))
+                _outcome(nvs, outcome, _number(nvs, slots.NVS_APP_SLOTS[trial]))
                 _erase(nvs, agreed.NVS_APP_TRIAL)
             # A firmware that is not marked as valid is not started again by the bootloader.
         except OSError:
@@ -135,10 +136,9 @@ class Trial:
         machine.reset()
 
 
-def _outcome(nvs, outcome, bad):
-    if bad is not None:
-        nvs.set_i32(agreed.NVS_APP_BAD, bad)
-    nvs.set_i32(agreed.NVS_APP_OUTCOME, outcome)
+def _outcome(nvs, outcome, version):
+    nvs.set_i32(slots.NVS_APP_LAST, version)
+    nvs.set_i32(slots.NVS_APP_OUTCOME, outcome)
     nvs.commit()
 
 

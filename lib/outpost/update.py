@@ -12,7 +12,7 @@ import os
 
 from micropython import const
 
-from . import agreed, bundle, log, package, trust, watchdog
+from . import agreed, bundle, log, package, slots, trust, watchdog
 from .errors import UpdateError, number
 
 _BUFFER = const(512)
@@ -50,15 +50,15 @@ class State:
 
     def slot(self):
         """The slot in use, or -1: the image's own application."""
-        slot = self.get(agreed.NVS_APP_CURRENT)
+        slot = self.get(slots.NVS_APP_CURRENT)
         return slot if slot in (0, 1) else -1
 
     def version(self, slot):
-        return 0 if slot < 0 else max(0, self.get(agreed.NVS_APP_SLOTS[slot]))
+        return 0 if slot < 0 else max(0, self.get(slots.NVS_APP_SLOTS[slot]))
 
     def top(self):
         """The highest version that was ever kept here: what comes must be above it."""
-        return max(self.get(agreed.NVS_APP_TOP), self.version(self.slot()), 0)
+        return max(self.get(slots.NVS_APP_TOP), self.version(self.slot()), 0)
 
     def trial(self):
         """The slot on trial, the firmware's subtype, or -1."""
@@ -130,7 +130,7 @@ def install(path, body_at, body_size, version):
     if state.trial() >= 0:
         raise UpdateError(_ON_TRIAL)
     slot = 1 if state.slot() == 0 else 0
-    top = agreed.APP_SLOTS[slot]
+    top = slots.APP_SLOTS[slot]
     with open(path, "rb") as f:
         reader = package.Reader(f, body_at, body_size)
         reader.check()
@@ -145,8 +145,9 @@ def install(path, body_at, body_size, version):
         except BaseException:
             _clear(top)
             raise
-    state.set(agreed.NVS_APP_SLOTS[slot], version)
-    state.set(agreed.NVS_APP_LIVES, 0)
+    state.set(slots.NVS_APP_SLOTS[slot], version)
+    state.set(slots.NVS_APP_COUNT, max(0, state.get(slots.NVS_APP_COUNT)) + 1)
+    state.set(slots.NVS_APP_LIVES, 0)
     state.set(agreed.NVS_APP_TRIAL, slot)  # the moment
     log.say("update", "software version=%d is in slot %s: on trial" % (version, top[-1]))
     return top[-1], reader.label

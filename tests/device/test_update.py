@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import replace
 
 import bundles
 import packages
 import pytest
+from outpost_tools import agreed
 from updates import BOOTS, KEPT, UpdateWorld
 
 
@@ -282,3 +284,36 @@ def test_kept_software_that_loses_its_files_gives_way_to_the_images_own(world):
     seen = len(update.hub.telemetry)
     update.power_on()
     update.heard("image", start=seen)
+
+
+@pytest.mark.parametrize("leg", ["outpost32"], indirect=True)
+def test_the_device_tells_which_software_it_has_and_how_the_last_trial_ended(world):
+    update = UpdateWorld(world, files={"/boot.py": quick()})
+    update.power_on()
+    software = until_told(update, lambda told: told.get("slot") == "image")
+    assert software == {"version": 0, "slot": "image"}
+    update.push(packages.signed(packages.application(BAD["raises at import"]), 5))
+    software = until_told(update, lambda told: told.get("change"))
+    change = {"kind": "software", "version": 5, "outcome": agreed.APP_OUTCOMES[2], "trial": 1}
+    assert software == {"version": 0, "slot": "image", "change": change}
+    update.push(packages.signed(GOOD, 6))
+    software = until_told(update, lambda told: told["version"] == 6)
+    change = {"kind": "software", "version": 6, "outcome": agreed.APP_OUTCOMES[1], "trial": 2}
+    assert software == {"version": 6, "slot": "a", "change": change}
+    # No news is not told again.
+    told = update.board.text.count("reported bytes")
+    update.power_on()
+    update.board.wait_for("acked", 60)
+    time.sleep(4)
+    assert "reported bytes" not in update.board.text and told >= 1
+
+
+def until_told(update: UpdateWorld, wanted) -> dict:
+    """What is reported of the software, once it is as wanted."""
+    ends = time.monotonic() + 60
+    while True:
+        told = update.operator.reported().get("outpost", {}).get("software", {})
+        if told and wanted(told):
+            return told
+        assert time.monotonic() < ends, (told, update.board.text)
+        time.sleep(0.1)

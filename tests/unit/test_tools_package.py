@@ -147,10 +147,10 @@ def test_a_package_that_no_device_takes_is_not_made(tmp_path):
 
 def test_boot_py_means_the_entries_that_the_library_means():
     source = (REPO / "boot.py").read_text()
-    device = agreed._device
-    for name in (device.NVS_APP_CURRENT, device.NVS_APP_TRIAL, device.NVS_APP_LIVES):
+    running, device = agreed._device, agreed._slots
+    for name in (device.NVS_APP_CURRENT, running.NVS_APP_TRIAL, device.NVS_APP_LIVES):
         assert f'"{name}"' in source
-    assert f'"{device.NVS_APP_BAD}"' in source and f'"{device.NVS_APP_OUTCOME}"' in source
-    assert f'NVS("{device.NVS_NAMESPACE}")' in source and f"lives < {device.APP_LIVES}" in source
+    assert f'"{device.NVS_APP_LAST}"' in source and f'"{device.NVS_APP_OUTCOME}"' in source
+    assert f'NVS("{running.NVS_NAMESPACE}")' in source and f"lives < {device.APP_LIVES}" in source
     assert device.NVS_APP_SLOTS == ("app-a", "app-b") and '"app-" + "ab"' in source
-    assert source.count(f"timeout={device.WATCHDOG_S * 1000}") == 2
+    assert source.count(f"timeout={running.WATCHDOG_S * 1000}") == 2

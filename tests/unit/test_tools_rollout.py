@@ -160,6 +160,19 @@ def test_killed_at_any_point_the_next_run_ends_it_and_sends_nobody_done_a_second
     assert not done & set(fleet.pushed) and len(fleet.pushed) == len(set(fleet.pushed))
 
 
+def test_after_a_ctrl_c_nobody_else_is_sent_it(tmp_path):
+    fleet = Fleet()
+
+    def tell(event: dict) -> None:
+        if event["event"] == "device":
+            raise KeyboardInterrupt
+
+    limits = Limits(parallel=1, patience_s=1, poll_s=0.01)
+    with pytest.raises(KeyboardInterrupt):
+        rollout(tmp_path, fleet, sizes="100%", limits=limits, made={"tell": tell})
+    assert len(fleet.pushed) < 3
+
+
 def test_a_torn_last_line_counts_for_nothing_and_is_taken_away(tmp_path):
     _, ledger = rollout(tmp_path, Fleet())
     with ledger.path.open("ab") as file:

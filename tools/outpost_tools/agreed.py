@@ -21,6 +21,7 @@ def _load(name: str) -> ModuleType:
 
 _device = _load("agreed")
 _formats = _load("formats")
+_slots = _load("slots")
 
 NVS_NAMESPACE: str = _device.NVS_NAMESPACE
 NVS_DEVICE_ID: str = _device.NVS_DEVICE_ID
@@ -91,14 +92,20 @@ RECOVERY_MAX: int = _formats.RECOVERY_MAX
 TRUST_SLOTS: tuple[str, str] = _device.TRUST_SLOTS
 DELIVERY_METHOD: str = _device.DELIVERY_METHOD
 DELIVERY_PIECE_BYTES: int = _device.DELIVERY_PIECE_BYTES
-APP_MAGIC: bytes = _device.APP_MAGIC
-APP_FORMAT: int = _device.APP_FORMAT
+APP_MAGIC: bytes = _slots.APP_MAGIC
+APP_FORMAT: int = _slots.APP_FORMAT
+APP_KIND: str = _device.APP_KIND
 APP_MAX_BYTES: int = _device.APP_MAX_BYTES
-APP_FILES_MAX: int = _device.APP_FILES_MAX
-APP_PATH_MAX: int = _device.APP_PATH_MAX
-APP_DEPTH_MAX: int = _device.APP_DEPTH_MAX
-APP_LABEL_MAX: int = _device.APP_LABEL_MAX
-APP_VERSION_MAX: int = _device.APP_VERSION_MAX
-APP_SLOTS: tuple[str, str] = _device.APP_SLOTS
+FIRMWARE_KIND: str = _device.FIRMWARE_KIND
+FIRMWARE_MAGIC: bytes = _slots.FIRMWARE_MAGIC
+FIRMWARE_FORMAT: int = _slots.FIRMWARE_FORMAT
+FIRMWARE_RECORD_MAX: int = _slots.FIRMWARE_RECORD_MAX
+APP_OUTCOMES: tuple[str, ...] = _slots.APP_OUTCOMES
+APP_FILES_MAX: int = _slots.APP_FILES_MAX
+APP_PATH_MAX: int = _slots.APP_PATH_MAX
+APP_DEPTH_MAX: int = _slots.APP_DEPTH_MAX
+APP_LABEL_MAX: int = _slots.APP_LABEL_MAX
+APP_VERSION_MAX: int = _slots.APP_VERSION_MAX
+APP_SLOTS: tuple[str, str] = _slots.APP_SLOTS
 TRUST_OUTCOMES: tuple[str, ...] = _formats.TRUST_OUTCOMES
 TRUST_KIND: str = _formats.TRUST_KIND

@@ -130,9 +130,13 @@ class Rollout:
         """Everyone in it gets it and is heard of, or the limit of failures is reached."""
         # Sent in a run that was killed: it may have told since, and is not sent it twice.
         self._hear(self.ledger.in_state(SENT, among=todo))
-        with ThreadPoolExecutor(self._limits.parallel, "rollout") as pool:
+        pool = ThreadPoolExecutor(self._limits.parallel, "rollout")
+        try:
             for job in [pool.submit(self._push, one) for one in todo]:
                 job.result()
+        finally:
+            # A Ctrl-C above all: whoever is being sent it gets it whole, and nobody else.
+            pool.shutdown(cancel_futures=True)
         self._listen(todo)
 
     def _push(self, device_id: str) -> None:

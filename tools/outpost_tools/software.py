@@ -12,6 +12,7 @@ from pathlib import Path
 from outpost_tools import agreed, bundle, envelope
 from outpost_tools.envelope import Envelope, Keys
 from outpost_tools.errors import OutpostError
+from outpost_tools.firmwarerecord import FirmwareRecord
 from outpost_tools.package import Package
 from outpost_tools.signing import Signers
 
@@ -21,10 +22,16 @@ ROLE = "software"
 
 @dataclass(frozen=True)
 class Software:
-    """A package in its envelope."""
+    """A package, or the record of a firmware, in its envelope."""
 
-    package: Package
+    package: Package | FirmwareRecord
     envelope: Envelope
+
+    @property
+    def kind(self) -> str:
+        """What delivery calls it."""
+        firmware = isinstance(self.package, FirmwareRecord)
+        return agreed.FIRMWARE_KIND if firmware else agreed.APP_KIND
 
     @property
     def version(self) -> int:
@@ -32,7 +39,12 @@ class Software:
 
     @classmethod
     def around(
-        cls, package: Package, fleet: str, version: int, days: float = DAYS, now: int | None = None
+        cls,
+        package: Package | FirmwareRecord,
+        fleet: str,
+        version: int,
+        days: float = DAYS,
+        now: int | None = None,
     ) -> "Software":
         """Unsigned. `days`: so long may it be installed; what is installed never expires."""
         if not 1 <= version <= agreed.APP_VERSION_MAX:
@@ -64,13 +76,16 @@ class Software:
         if delivered.links or found.role != agreed.ROLE_SOFTWARE:
             raise OutpostError("This is no software package: it is of another role.")
         assert found.body is not None
-        return cls(Package.decode(found.body), found).checked()
+        firmware = found.body.startswith(agreed.FIRMWARE_MAGIC)
+        return cls((FirmwareRecord if firmware else Package).decode(found.body), found).checked()
 
     def checked(self) -> "Software":
-        if len(self.encode()) > agreed.APP_MAX_BYTES:
+        firmware = isinstance(self.package, FirmwareRecord)
+        most = agreed.FIRMWARE_RECORD_MAX if firmware else agreed.APP_MAX_BYTES
+        if len(self.encode()) > most:
             raise OutpostError(
-                f"The package has {len(self.encode())} bytes; a device takes "
-                f"{agreed.APP_MAX_BYTES}: leave something out."
+                f"The package has {len(self.encode())} bytes; a device takes {most}: "
+                "leave something out."
             )
         return self
 

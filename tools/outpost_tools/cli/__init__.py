@@ -10,11 +10,13 @@ import typer
 
 from outpost_tools import __version__
 from outpost_tools.cli import (
+    appfleet,
     apps,
     audit,
     authority,
     boards,
     born,
+    bundles,
     deploy,
     devices,
     enrol,
@@ -28,6 +30,7 @@ from outpost_tools.cli import (
     sign,
     tokens,
     trust,
+    trustfleet,
 )
 from outpost_tools.cli.common import app
 
@@ -53,11 +56,13 @@ def main() -> None:
 
 __all__ = [
     "app",
+    "appfleet",
     "apps",
     "audit",
     "authority",
     "boards",
     "born",
+    "bundles",
     "deploy",
     "devices",
     "enrol",
@@ -72,4 +77,5 @@ __all__ = [
     "sign",
     "tokens",
     "trust",
+    "trustfleet",
 ]

@@ -27,7 +27,10 @@ TrustOption = Annotated[
 
 @app_app.command("build", epilog="Example: outpost app build my-app -o pump-14.opk --version 14")
 def app_build(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder with your main.py.")],
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SRC", help="Folder with your main.py; or a firmware's .bin."),
+    ],
     version: Annotated[int, typer.Option(help="A number above all before it.")],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="[SRC-VERSION.opk]")
@@ -41,20 +44,26 @@ def app_build(
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compile an application into a package, which then has to be signed."""
+    """Compile an application into a package, which then has to be signed.
+
+    Of a firmware (the micropython.bin of a build) it makes the record that is signed.
+    """
     from outpost_tools import package
+    from outpost_tools.firmwarerecord import FirmwareRecord
     from outpost_tools.fleet import Fleet
     from outpost_tools.software import Software
 
+    firmware = source.is_file()
+    content = FirmwareRecord.of(source, label) if firmware else package.build(source, label, arch)
     with Fleet(data_dir(data)) as fleet:
-        made = Software.around(package.build(source, label, arch), fleet.name, version, days)
-    path = output or Path(f"{source.resolve().name}-{version}.opk")
+        made = Software.around(content, fleet.name, version, days)
+    name = source.resolve().stem if firmware else source.resolve().name
+    path = output or Path(f"{name}-{version}.opk")
     write_whole(path, made.encode(), 0o644)
     answer(
         as_json,
         {"file": str(path), **about(made)},
-        f"{path}: {len(made.encode())} bytes, {len(made.package.files)} files, version {version}. "
-        f"Sign it: outpost app sign {path}",
+        f"{path}: {_what(made)}, version {version}. Sign it: outpost app sign {path}",
     )
 
 
@@ -108,9 +117,9 @@ def app_inspect(
         print_json({"missing": missing, **facts})
     else:
         typer.echo(f"{package}: version {held.version} {held.package.label}".rstrip())
-        typer.echo(f"fleet {facts['fleet']}, {facts['mpy']}, may be installed until {_day(held)}")
-        for path, content in sorted(held.package.files.items()):
-            typer.echo(f"{len(content):8}  {path}")
+        typer.echo(f"fleet {facts['fleet']}, {_what(held)}, may be installed until {_day(held)}")
+        for path, size in facts.get("files", {}).items():
+            typer.echo(f"{size:8}  {path}")
         keys = ", ".join(facts["signed"]) or "nobody"
         typer.echo(
             f"signed by {keys}; {missing} more must sign" if missing else f"signed by {keys}"
@@ -125,16 +134,31 @@ def _day(held: Any) -> str:
     return dt.datetime.fromtimestamp(held.envelope.expires, dt.UTC).date().isoformat()
 
 
+def _what(held: Any) -> str:
+    facts = about(held)
+    if "chip" in facts:
+        return f"firmware of {facts['bytes']} bytes for chip {facts['chip']}"
+    return f"{facts['bytes']} bytes, {len(facts['files'])} files, {facts['mpy']}"
+
+
 def about(held: Any) -> dict[str, Any]:
     """What may be said of a package to anybody."""
     package, frame = held.package, held.envelope
-    return {
+    said = {
+        "kind": held.kind,
         "version": frame.version,
         "label": package.label,
         "fleet": frame.fleet,
         "expires": frame.expires,
-        "bytes": len(held.encode()),
-        "mpy": f"mpy {package.mpy_version}.{package.mpy_flags & 3} arch {package.mpy_flags >> 2}",
-        "files": {path: len(content) for path, content in sorted(package.files.items())},
         "signed": [one.key.hex() for one in frame.signatures],
+    }
+    if held.kind == "firmware":
+        digest = package.sha256.hex()
+        return {**said, "bytes": package.size, "chip": package.chip, "sha256": digest}
+    flags = package.mpy_flags
+    return {
+        **said,
+        "bytes": len(held.encode()),
+        "mpy": f"mpy {package.mpy_version}.{flags & 3} arch {flags >> 2}",
+        "files": {path: len(content) for path, content in sorted(package.files.items())},
     }

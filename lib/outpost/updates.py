@@ -1,0 +1,155 @@
+"""Updates: what the device's loop tells of itself to those who change its software.
+
+Small, because it stays. What does the work is loaded when there is work, and let go of: update.py
+(a package has come), firmware.py (a firmware comes), trial.py (new software runs), appfacts.py
+(what is reported). Owns no flash.
+"""
+
+import gc
+import os
+import sys
+
+from micropython import const
+
+from . import agreed, delivery, log, trust
+from .errors import OutpostError
+
+_ANSWERED_S = const(2)  # in which the answer goes out before the new software starts
+_REPORT_MS = const(2500)  # after connecting: messages go first
+_LOADED = ("update", "package", "bundle", "x509", "firmware", "appfacts", "slots", "formats")
+
+
+class Updates:
+    """health is the application's health check, or None."""
+
+    def __init__(self, device, way, incoming):
+        self.health = None
+        self._device = device
+        self._way = way
+        self._in = incoming
+        self._trial = _trial(device)
+        self._stage = None  # of a firmware that is coming
+        self._report_ms = self._told = None
+        self._changeable = _changeable()
+        if self._changeable:
+            delivery.register(agreed.APP_KIND, agreed.APP_MAX_BYTES, self._may_begin, self._came)
+            place = _other_place()
+            if place:
+                delivery.register(
+                    agreed.FIRMWARE_KIND, place, self._may_flash, self._flashed, self._staged
+                )
+
+    # Deliveries
+
+    def _may_begin(self, size, sha256, args):
+        _do("update", "may_begin", size)
+
+    def _came(self, path):
+        return self._restarting(_do("update", "taken", path, self._way.at_least()))
+
+    def _may_flash(self, size, sha256, args):
+        _do("firmware", "begin", size, sha256, args, self._way.at_least())
+
+    def _staged(self, kind):
+        # Kept from piece to piece: how much is there is in flash now and then only.
+        if self._stage is None or self._stage.sha256 is None:
+            self._stage = _do("firmware", "Stage", kind)
+        return self._stage
+
+    def _flashed(self, path):
+        return self._restarting(_do("firmware", "commit", self._way.at_least()))
+
+    def _restarting(self, answer):
+        if answer[0] == 202:
+            self._device.after(_ANSWERED_S, _restart)
+        return answer
+
+    # What the loop tells
+
+    def connected(self):
+        if self._changeable:
+            self._report_ms = log.uptime_ms() + _REPORT_MS
+
+    def step(self):
+        """At the end of each slice, whatever became of it."""
+        if self._trial:
+            if self._trial.step():
+                self._trial = None
+                _rest("trial")
+                self.connected()
+        elif self._report_ms is not None and log.uptime_ms() >= self._report_ms:
+            self._report_ms = None
+            if self._device.online:
+                self._told = self._try("report", self._in.twin)
+        elif self._told and self._in.twin.reported.settled():
+            self._told = self._try("told", self._told)
+
+    def _try(self, name, what):
+        try:
+            return _do("appfacts", name, what)
+        except OutpostError as e:
+            log.error(e)
+
+
+def _trial(device):
+    """The Trial of new software that this start is with, or None."""
+    import esp32
+
+    try:
+        nvs = esp32.NVS(agreed.NVS_NAMESPACE)
+        if nvs.get_i32(agreed.NVS_APP_TRIAL) < 0:
+            return None
+    except OSError:
+        return None
+    from . import trial
+
+    number = trial.current(nvs)
+    return trial.Trial(device, nvs, number) if number >= 0 else None
+
+
+def _changeable():
+    """Whether this board knows somebody who may sign software."""
+    try:
+        os.stat(agreed.SIGNERS_PATH)
+        return True
+    except OSError:
+        pass
+    try:
+        return bool(trust.software_keys())
+    except OutpostError:
+        return False
+
+
+def _other_place():
+    """Bytes of the partition that new firmware would go into, 0 where there is none."""
+    import esp32
+
+    try:
+        return esp32.Partition(esp32.Partition.RUNNING).get_next_update().info()[3]
+    except (OSError, AttributeError):
+        return 0
+
+
+def _do(module, name, *args):
+    """Load a module, call its function, let go of it."""
+    gc.collect()
+    __import__("outpost." + module)
+    try:
+        return getattr(sys.modules["outpost." + module], name)(*args)
+    finally:
+        _rest(*_LOADED)
+
+
+def _rest(*names):
+    from .walk import _let_go
+
+    for name in names:
+        module = sys.modules.get("outpost." + name)
+        if module:
+            _let_go(module)
+
+
+def _restart():
+    import machine
+
+    machine.reset()
