@@ -79,6 +79,8 @@ class Delivery:
             return pieces.answer(body, _kinds)
         except DeliveryError as e:
             return 400, {"error": str(e)}
+        except MemoryError:
+            return 413, {"error": "there is no memory for it now: send smaller pieces"}
         finally:
             if not pieces.more:
                 self.rest()

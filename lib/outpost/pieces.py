@@ -17,7 +17,7 @@ import gc
 from micropython import const
 
 from . import agreed, log, staging
-from .errors import DeliveryError, OutpostError, number
+from .errors import DeliveryError, OutpostError
 from .json_in import parse
 
 _BURST = const(8)  # so many times its longest file may be written of a kind at once ...
@@ -236,8 +236,6 @@ def _object(body):
         call = parse(body)
     except ValueError as e:
         raise DeliveryError("the call cannot be read: %s" % e)
-    except MemoryError:
-        raise DeliveryError("there is no memory for this call: send smaller pieces")
     if not isinstance(call, dict):
         raise DeliveryError("the call is no JSON object")
     return call

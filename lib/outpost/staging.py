@@ -1,8 +1,8 @@
 """Staging: one file of each kind that is on its way to this device, whole over every power cut.
 
-Owns the folder /stage: KIND.bin, which only grows, each piece in one step of littlefs (all of it is
-there after a power cut, or nothing), and KIND.txt with the size and the SHA-256 that were announced.
-Never believes what is in it, never holds more of it in RAM than 512 bytes.
+Owns the folder /stage: KIND.bin, which only grows, each piece in one step of littlefs (after a
+power cut all of it is there, or nothing), and KIND.txt with the size and the SHA-256 that were
+announced. Never believes what is in it, never holds more of it in RAM than 512 bytes.
 """
 
 import binascii

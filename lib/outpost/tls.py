@@ -161,23 +161,29 @@ def context(roots, ecc_only=False):
     for der in roots():
         try:
             ctx.load_verify_locations(der)
-        except ValueError:
-            raise TlsError(_ROOT_SENTENCE, True)
+        except ValueError as e:
+            raise _explain(ValueError(_ROOT_WORDS, e), "")
     return ctx
+
+
+def _verdict(text, host):
+    """What is wrong with the server's chain, or with a root of ours."""
+    if _ROOT_WORDS in text:
+        return _ROOT_SENTENCE
+    for words, sentence in _VERDICTS:
+        if words in text:
+            if "%s" in sentence:
+                sentence = sentence % host
+            return "%s is not trusted: %s" % (host, sentence)
+    return "%s is not trusted: %s" % (host, text.strip().replace("\n", ", "))
 
 
 def _explain(e, host, shown=False):
     """TlsError of what mbedtls raised; shown: whether this device showed a certificate."""
     if isinstance(e, ValueError):
-        text = str(e)
-        if _ROOT_WORDS in text:
-            return TlsError(_ROOT_SENTENCE, True)
-        for words, sentence in _VERDICTS:
-            if words in text:
-                if "%s" in sentence:
-                    sentence = sentence % host
-                return TlsError("%s is not trusted: %s" % (host, sentence), True)
-        return TlsError("%s is not trusted: %s" % (host, text.strip().replace("\n", ", ")), True)
+        err = TlsError(_verdict(str(e), host), True)
+        err.untrusted = True
+        return err
     code = e.args[0] if e.args else 0
     climb = code in _CLIMB
     if code == 12:
@@ -230,10 +236,11 @@ def resolve(host, port):
         )
 
 
-def open_stream(host, port, ctx, roots, connect_ms=10000):
+def open_stream(host, port, ctx, roots, connect_ms=10000, pin=None):
     """A Stream to host:port whose handshake runs in its first flush, under its deadline.
 
-    ctx is of context(roots). TCP connect waits at most connect_ms.
+    ctx is of context(roots). TCP connect waits at most connect_ms. pin: the certificate of the
+    recovery endpoint, whose dates are then not judged (tlspolicy_pin.c); roots() gives it alone.
     """
     address = resolve(host, port)
     s = socket.socket()
@@ -243,6 +250,7 @@ def open_stream(host, port, ctx, roots, connect_ms=10000):
         s.setblocking(False)
         if policy:
             policy.roots(roots)
+            policy.pinned(pin)
         sock = ctx.wrap_socket(s, server_hostname=host, do_handshake_on_connect=False)
     except OSError as e:
         s.close()
@@ -254,6 +262,7 @@ def open_stream(host, port, ctx, roots, connect_ms=10000):
         # For this connection alone: others of the program have roots of their own.
         if policy:
             policy.roots(None)
+            policy.pinned(None)
     return Stream(sock)
 
 
@@ -336,7 +345,7 @@ def _connect(where, roots, first_packet, ladder, credential, offer):
     try:
         if shown:
             credential.arm(ctx)
-        stream = open_stream(where.host, where.port, ctx, roots)
+        stream = open_stream(where.host, where.port, ctx, roots, pin=where.pin)
         answer = first_packet(stream)
     except BaseException as e:
         if stream:

@@ -24,7 +24,10 @@ class Endpoint:
 
     hub   the name that this device proves itself to
     host  the server that TLS is spoken with: the hub, or a gateway in front of it
+    pin   of the recovery endpoint alone: the certificate that it is known by
     """
+
+    pin = None
 
     def __init__(self, hub, port, ecc_only, gateway=None):
         self.hub = hub

@@ -10,6 +10,11 @@ import pytest
 from deliveries import KIND, MAIN, Sender, sha
 from fromhub import Operator
 from outpost_tools import agreed
+from outpost_tools.connection import Connection, roots_of
+from outpost_tools.delivery import push, through
+from outpost_tools.delivery import status as delivery_status
+from outpost_tools.hub.rest import RestServer
+from outpost_tools.operator import Operator as OperatorSide
 
 FILE = random.Random(7).randbytes(9000)
 OTHER = random.Random(8).randbytes(5000)
@@ -166,6 +171,32 @@ def test_delivery_goes_on_after_the_connection_and_after_the_power_were_cut(worl
     assert sender.push(FILE, lambda have, size: seen.append(have)).taken
     assert seen[0] == 4096
     assert parcels(world) == [f"PARCEL 9000 {sha(FILE)}"]
+
+
+@pytest.mark.parametrize("leg", ["outpost32", "stock32"], indirect=True)
+def test_push_through_the_service_side_survives_a_power_cut_in_the_middle(world):
+    rest = RestServer(port=0)
+    hub = world.hub(services=[rest])
+    flash = world.image(hub.port, files={"/main.py": MAIN})
+    board = world.board(flash)
+    board.wait_for("hub +connected", 60)
+    held = world.registry.policy("iothubowner")
+    where = Connection(
+        f"{rest.host}:{rest.port}", held.name, held.primary_key, roots_of(world.data)
+    )
+    boards = [board]
+
+    def pulled(have, size):
+        if have == 4096 and len(boards) == 1:
+            board.stop()
+            boards.append(world.board(flash))
+
+    with OperatorSide(where) as operator:
+        invoke = through(operator, world.device.device_id)
+        done = push(invoke, KIND, FILE, pulled)
+        assert (done.status, done.result) == (200, {"state": "read", "bytes": 9000})
+        assert delivery_status(invoke, KIND)["last"]["sha256"] == sha(FILE)
+    assert len(boards) == 2 and f"PARCEL 9000 {sha(FILE)}" in boards[1].text
 
 
 @pytest.mark.parametrize("leg", ["outpost32"], indirect=True)

@@ -18,6 +18,7 @@ from outpost_tools.operator import Operator
 PATIENCE_S = 120.0  # without a single call that was answered
 ANSWER_S = 60
 BEGINNINGS = 5
+LEAST_PIECE = 256
 # Of an Operator's sentences: the device may come back, the hub may have time again.
 PASSING = ("(404103)", "(504101)", "(429)")
 
@@ -114,6 +115,9 @@ class _Push:
             there = _have(answer)
             if answer.status == 409 and there is not None:
                 return None
+            if answer.status == 413 and self.step > LEAST_PIECE:
+                self.step //= 2  # it is short of memory just now
+                continue
             if answer.status != 200 or there is None or there <= have:
                 return answer
             have = there

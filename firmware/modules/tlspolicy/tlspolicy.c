@@ -125,6 +125,9 @@ typedef struct {
     handshake_t *handshake;
     tlspolicy_provider_t *provider; // NULL: the context's own roots; kept until the handshake ends
     tlspolicy_own_t *own;       // NULL: the context's own certificate, if any
+    bool pinned;                // to the recovery endpoint, see tlspolicy_pin.c
+    mbedtls_x509_crt *pin;      // until the handshake ends
+    size_t said;                // bytes that a pinned one has sent, as far as they are looked at
     int refused;                // nonzero: every further call answers this
     uint16_t asked;             // 0: none
     uint16_t granted;           // 0: the server did not echo it
@@ -332,7 +335,9 @@ static void enter(connection_t *c, size_t out_length) {
         return;
     }
     apply_own(c);
-    if (c->provider != NULL) {
+    if (c->pin != NULL) {
+        __real_mbedtls_ssl_conf_ca_chain(c->conf, c->pin, NULL);
+    } else if (c->provider != NULL) {
         mbedtls_ssl_conf_ca_cb(c->conf, find_roots, NULL);
     } else {
         context_t *context = context_of(c->conf);
@@ -417,6 +422,14 @@ static void end_handshake(connection_t *c) {
         mbedtls_platform_zeroize(c->handshake, sizeof(*c->handshake));
         mbedtls_free(c->handshake);
         c->handshake = NULL;
+    }
+    if (c->pin != NULL) {
+        context_t *context = context_of(c->conf);
+        if (context != NULL) {
+            __real_mbedtls_ssl_conf_ca_chain(c->conf, context->roots, context->revoked);
+        }
+        tlspolicy_free_roots(c->pin);
+        c->pin = NULL;
     }
     tlspolicy_provider_release(c->provider);
     c->provider = NULL;
@@ -723,6 +736,9 @@ static int (*context_verify)(void *, mbedtls_x509_crt *, int, uint32_t *);
 static int certificate_seen(void *context, mbedtls_x509_crt *crt, int depth, uint32_t *flags) {
     connection_t *c = context;
     handshake_t *h = c->handshake;
+    if (c->pinned) {
+        *flags &= ~(uint32_t)(MBEDTLS_X509_BADCERT_EXPIRED | MBEDTLS_X509_BADCERT_FUTURE);
+    }
     if (h != NULL) {
         if (!h->verified) {
             h->verified = true;
@@ -848,7 +864,9 @@ int __wrap_mbedtls_ssl_setup(mbedtls_ssl_context *ssl, const mbedtls_ssl_config 
     bool full = settings.full_buffers || c->asked == 0;
     c->in_length = full ? FULL_IN : SMALL_IN;
     c->out_length = full || c->asked > SMALL_OUT ? FULL_OUT : SMALL_OUT;
-    int ret = tlspolicy_own_take(&c->own);
+    c->pin = tlspolicy_pin_take();
+    c->pinned = c->pin != NULL;
+    int ret = c->pinned ? 0 : tlspolicy_own_take(&c->own);
     if (ret != 0) {
         mbedtls_free(c);
         return ret;
@@ -866,10 +884,11 @@ int __wrap_mbedtls_ssl_setup(mbedtls_ssl_context *ssl, const mbedtls_ssl_config 
 
     if (ret != 0) {
         tlspolicy_own_free(c->own);
+        tlspolicy_free_roots(c->pin);
         mbedtls_free(c);
         return ret;
     }
-    c->provider = tlspolicy_provider_take();
+    c->provider = c->pinned ? NULL : tlspolicy_provider_take();
     mbedtls_ssl_set_user_data_p(ssl, c);
     mbedtls_ssl_set_verify(ssl, certificate_seen, c);
     return 0;
@@ -952,7 +971,9 @@ static int finish(connection_t *c) {
     }
     keep_facts(c, 0);
     last.resumed = resumed(c);
-    tlspolicy_session_keep(ssl, c->host, c->asked, c->handshake->root);
+    if (!c->pinned) {
+        tlspolicy_session_keep(ssl, c->host, c->asked, c->handshake->root);
+    }
     end_handshake(c);
     // After the handshake the send buffer holds no more than was agreed.
     c->out_length = c->granted != 0 ? c->granted : FULL_OUT;
@@ -1012,12 +1033,17 @@ int __wrap_mbedtls_ssl_handshake(mbedtls_ssl_context *ssl) {
             return MBEDTLS_ERR_SSL_ALLOC_FAILED;
         }
         c->handshake->started_ms = mp_hal_ticks_ms();
-        c->offered = tlspolicy_session_offer(ssl, c->host, c->asked, c->handshake->root);
+        c->offered = !c->pinned
+            && tlspolicy_session_offer(ssl, c->host, c->asked, c->handshake->root);
     }
     if (!c->named) {
         return fail(c, MBEDTLS_ERR_SSL_CERTIFICATE_VERIFICATION_WITHOUT_HOSTNAME);
     }
     while (!mbedtls_ssl_is_handshake_over(ssl)) {
+        const context_t *context = context_of(c->conf);
+        if (c->pinned && (context == NULL || context->own_chain != NULL || context->ours != NULL)) {
+            return fail(c, MBEDTLS_ERR_SSL_BAD_CONFIG);     // it shows no certificate of the device
+        }
         // At the end mbedtls shrinks its buffers to the size asked for; not so when it was
         // not granted.
         bool keep = c->handshake->server_finished && c->granted == 0;
@@ -1068,10 +1094,14 @@ int __wrap_mbedtls_ssl_read(mbedtls_ssl_context *ssl, unsigned char *buf, size_t
 int __wrap_mbedtls_ssl_write(mbedtls_ssl_context *ssl, const unsigned char *buf, size_t len) {
     connection_t *c;
     int ret = ready(ssl, &c);
+    if (ret == 0 && c->pinned && !tlspolicy_pin_allows(c->said, buf, len)) {
+        return MBEDTLS_ERR_SSL_BAD_INPUT_DATA;
+    }
     if (ret == 0) {
         enter(c, c->out_length);
         ret = __real_mbedtls_ssl_write(ssl, buf, len);
         leave();
+        c->said += c->pinned && ret > 0 ? (size_t)ret : 0;
     }
     return ret;
 }
@@ -1317,6 +1347,7 @@ static const mp_rom_map_elem_t tlspolicy_globals_table[] = {
     { MP_ROM_QSTR(MP_QSTR_client), MP_ROM_PTR(&tlspolicy_client_obj) },
     { MP_ROM_QSTR(MP_QSTR_session), MP_ROM_PTR(&tlspolicy_session_obj) },
     { MP_ROM_QSTR(MP_QSTR_keep_session), MP_ROM_PTR(&tlspolicy_keep_session_obj) },
+    { MP_ROM_QSTR(MP_QSTR_pinned), MP_ROM_PTR(&tlspolicy_pinned_obj) },
 };
 static MP_DEFINE_CONST_DICT(tlspolicy_globals, tlspolicy_globals_table);
 

@@ -10,6 +10,7 @@
 // tlspolicy_store.c    where the private keys lie, and who may not go there
 // tlspolicy_der.c      what is written and read in DER: requests, certificates, signatures
 // tlspolicy_cert.c     certificates as Python sees them
+// tlspolicy_pin.c      the one connection to the recovery endpoint
 // tlspolicy_session.c  the session of a connection, offered to the same server again
 #ifndef OUTPOST_TLSPOLICY_INTERNAL_H
 #define OUTPOST_TLSPOLICY_INTERNAL_H
@@ -184,6 +185,14 @@ void tlspolicy_session_keep(const mbedtls_ssl_context *ssl, const uint8_t host[3
     const uint8_t root[32]);
 MP_DECLARE_CONST_FUN_OBJ_VAR_BETWEEN(tlspolicy_session_obj);
 MP_DECLARE_CONST_FUN_OBJ_VAR_BETWEEN(tlspolicy_keep_session_obj);
+
+// ---- tlspolicy_pin.c
+
+// The certificate that the connection being set up is pinned to, which is its from then on; NULL: none.
+mbedtls_x509_crt *tlspolicy_pin_take(void);
+// Whether a pinned connection that has sent `said` bytes may go on with these.
+bool tlspolicy_pin_allows(size_t said, const unsigned char *buf, size_t len);
+MP_DECLARE_CONST_FUN_OBJ_1(tlspolicy_pinned_obj);
 
 // ---- tlspolicy.c
 
