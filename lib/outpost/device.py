@@ -8,7 +8,7 @@ import gc
 import sys
 import time
 
-from . import agreed, clock, delivery, desk, log, room, sender, telemetry, watchdog
+from . import agreed, clock, delivery, desk, guard, log, room, sender, telemetry, trust, watchdog
 from .backoff import Backoff
 from .errors import OutboxFull, understood
 from .incoming import Incoming
@@ -51,8 +51,12 @@ class Device:
         self._online_since = 0
         self._backoff = Backoff(1, 300)
         self._retry_at = 0
-        self._keys = desk.opened(self._way, self._in.commands)  # or None
+        # What the fleet signs: commands, changes of keys, and, delivered in files, of trust.
+        self._desk, self._keys = desk.opened(self._way, self._in.commands)  # or None
         self._files = delivery.opened(self)
+        self._guard = guard.Guard(self._way, self._in, self._messages)
+        if self._desk:
+            self._desk.on("trust", "revoke", self._guard.revoke)
 
     # What the application says
 
@@ -168,7 +172,7 @@ class Device:
         """Whether all that was taken is sent, and nothing received is under way."""
         session = self._session
         return session is not None and not (
-            len(self._messages) or len(self._in.tasks) or session.busy()
+            len(self._messages) or len(self._in.tasks) or session.busy() or trust.trial
         )
 
     def waiting(self):
@@ -236,6 +240,7 @@ class Device:
         self._in.attach(session, way.profile, self.id)
         self.online = True
         self._online_since = log.uptime_ms()
+        self._guard.connected(session)
 
     @property
     def connection(self):
@@ -250,7 +255,8 @@ class Device:
             self._backoff.reset()
         if err.person and err.stage in ("tls", "hub") and self._way.doubt_clock():
             err.person = False
-        wait = self._backoff.next_ms(err.person, err.busy)
+        again = self._guard.failed(err)
+        wait = 0 if again else self._backoff.next_ms(err.person, err.busy)
         self._retry_at = log.uptime_ms() + wait
         self._end()
         log.say(
@@ -298,6 +304,8 @@ class Device:
         if self._keys and self._keys.step():
             log.say("hub", "a new key is on trial: connecting again with it")
             return self._again()
+        if self._guard.step():
+            return self._again()
         for _ in range(_READS_PER_STEP):
             if self._in.full() or session.check_msg() is None:
                 break
@@ -319,6 +327,7 @@ class Device:
     def _acknowledged(self, pid):
         if self._messages.acknowledged(pid):
             self._backoff.reset()
+            self._guard.acknowledged(self._session)
         else:
             self._in.acknowledged(pid)
 

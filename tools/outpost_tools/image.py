@@ -15,7 +15,8 @@ from typing import Literal
 
 from littlefs import LittleFS, LittleFSError
 
-from outpost_tools import agreed, roots
+from outpost_tools import agreed
+from outpost_tools import bundle as bundles
 from outpost_tools.errors import OutpostError
 from outpost_tools.nvsimage import Identity, keys_partition, nvs_partition
 from outpost_tools.partitions import SIZES_MIB, TABLE_OFFSET, Partition, PartitionTable
@@ -137,12 +138,14 @@ def build_image(
     size_mib: int = 4,
     files: Mapping[str, bytes | None] | None = None,
     nvs_keys: bytes | None = None,
+    bundle: bytes | None = None,
 ) -> bytes:
     """The whole flash, as esptool would write it at offset 0 (the firmware itself aside).
 
     device        identity and keys; None leaves the identity out, as on an unprovisioned board
     nvs_keys      64 bytes that the NVS is encrypted with; they go into a partition of their own
-    trust         DER of each root
+    trust         DER of each root: they become an unsigned bundle of version 0
+    bundle        a signed trust bundle, in place of `trust`
     build_time_s  Unix time that the device's clock floor starts from
     app           folder whose files take the place of, or join, boot.py and main.py
     files         further files by absolute path; None takes one out
@@ -157,7 +160,7 @@ def build_image(
     content: dict[str, bytes] = {
         **software(library, app),
         agreed.CONFIG_PATH: settings.to_json(),
-        agreed.FACTORY_ROOTS_PATH: roots.pack(trust),
+        agreed.FACTORY_ROOTS_PATH: bundle or bundles.factory(trust, build_time_s),
     }
     for path, data in (files or {}).items():
         if data is None:

@@ -13,6 +13,7 @@ from outpost_tools.cli import (
     authority,
     boards,
     born,
+    bundles,
     devices,
     enrol,
     factory,
@@ -23,6 +24,7 @@ from outpost_tools.cli import (
     sign,
     tokens,
     trust,
+    trustfleet,
 )
 from outpost_tools.cli.common import app
 
@@ -51,6 +53,7 @@ __all__ = [
     "authority",
     "boards",
     "born",
+    "bundles",
     "devices",
     "enrol",
     "factory",
@@ -62,4 +65,5 @@ __all__ = [
     "sign",
     "tokens",
     "trust",
+    "trustfleet",
 ]
