@@ -133,4 +133,5 @@ TRUST_FILE_MAX_BYTES = 16384  # what is delivered: links and a bundle
 DELIVERY_METHOD = "outpost.deliver"
 DELIVERY_PIECE_BYTES = 2048  # of the file, in one call
 DELIVERY_PACKET_BYTES = 3584  # the MQTT packet that such a call comes in
+LIBRARY_PROPERTY = "outpost"  # desired and reported property that is the library's own
 STAGE_PATH = "/stage"  # for each kind KIND.bin, and KIND.txt: its size and its SHA-256

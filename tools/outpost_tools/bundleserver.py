@@ -1,4 +1,4 @@
-"""An HTTPS server for files that devices fetch: bundles, packages, and what the recovery endpoint has.
+"""An HTTPS server for files that devices fetch: bundles, packages, and the recovery endpoint's.
 
 TLS 1.2 with the design's suites, ranges, exact lengths, small records for who asks for them; no
 directory, no upload, nothing but GET. It asks no device who it is, and keeps of a request its path
@@ -86,12 +86,10 @@ class BundleServer:
     ) -> None:
         self.host, self.port = host, port
         self.connections = 0  # that there have been
-        self.open = 0
         self._files, self._context, self._on_asked = files, context, on_asked
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._ending: asyncio.Event | None = None
-        self._seen: set[int] = set()
 
     def start(self) -> "BundleServer":
         listener = listen(self.host, self.port)
@@ -122,17 +120,8 @@ class BundleServer:
         server = web.Server(self._answer, access_log=None, keepalive_timeout=IDLE_S)
 
         def connection() -> Any:
-            made = server()
             self.connections += 1
-            self.open += 1
-            lost = made.connection_lost
-
-            def ended(why: BaseException | None) -> None:
-                self.open -= 1
-                lost(why)
-
-            made.connection_lost = ended  # type: ignore[method-assign]
-            return made
+            return server()
 
         running = await self._loop.create_server(connection, sock=listener, ssl=self._context)
         ready.set()

@@ -20,6 +20,7 @@ from outpost_tools.cli import (
     hub,
     provision,
     rotate,
+    serve,
     service,
     sign,
     tokens,
@@ -27,6 +28,8 @@ from outpost_tools.cli import (
     trustfleet,
 )
 from outpost_tools.cli.common import app
+
+serve.add_to(trust.trust_app)
 
 
 def _version(asked: bool) -> None:
@@ -61,6 +64,7 @@ __all__ = [
     "main",
     "provision",
     "rotate",
+    "serve",
     "service",
     "sign",
     "tokens",

@@ -26,7 +26,7 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="FLEET=FILE",
-            help="What a fleet's devices find at the recovery endpoint, read anew for each of them.",
+            help="What a fleet finds at the recovery endpoint; read anew each time.",
         ),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
