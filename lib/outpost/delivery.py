@@ -10,7 +10,7 @@ by nobody here, the handler judges them. Owns no flash itself; staging.py owns /
 
 from micropython import const
 
-from . import agreed, log
+from . import agreed, log, trust
 from .errors import DeliveryError
 from .state import missing
 
@@ -129,7 +129,8 @@ class Delivery:
     def due(self):
         """While the hub is connected: whether the connection is to be ended for a file."""
         if self._pull is None:
-            if log.uptime_ms() < self._due_ms:
+            # A trial is decided on this connection: nothing may end it meanwhile.
+            if log.uptime_ms() < self._due_ms or trust.trial:
                 return False
             from . import pull
 

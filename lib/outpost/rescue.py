@@ -8,7 +8,7 @@ bundle verifies a hub, whatever happens. Loaded only then.
 
 from micropython import const
 
-from . import agreed, bundle, clock, formats, install, log, trust, trusting, watchdog
+from . import agreed, bundle, clock, formats, install, log, trust, trusting, walk, watchdog
 from .errors import OutpostError
 
 _ATTEMPTS = const(3)
@@ -27,18 +27,18 @@ def _due(after_s):
     store = trusting.nvs()
     now = max(0, clock.now() - agreed.UNIX_2000)
     since = trusting.entry(store, formats.NVS_TRUST_SINCE, None)
-    missed = min(trusting.entry(store, agreed.NVS_TRUST_MISSED) + 1, _ATTEMPTS)
+    missed = min(trusting.entry(store, formats.NVS_TRUST_MISSED) + 1, _ATTEMPTS)
     if since is None or since > now:
         # The first; or the clock was put back, and the wait begins anew.
         since, missed = now, 1
         trusting.write(store, formats.NVS_TRUST_SINCE, since)
-    trusting.write(store, agreed.NVS_TRUST_MISSED, missed)
+    trusting.write(store, formats.NVS_TRUST_MISSED, missed)
     return missed >= _ATTEMPTS and now - since >= after_s
 
 
 def over():
     """A server was verified: nothing is missed any more."""
-    trusting.erase(trusting.nvs(), agreed.NVS_TRUST_MISSED, formats.NVS_TRUST_SINCE)
+    trusting.erase(trusting.nvs(), formats.NVS_TRUST_MISSED, formats.NVS_TRUST_SINCE)
 
 
 def run(way):
@@ -90,5 +90,9 @@ def _endpoints(store):
 def _fetched(endpoint, way):
     from . import recovery
 
-    status, result = install.install(recovery.fetch(endpoint, agreed.TRUST_KIND), way)
+    try:
+        status, _ = recovery.run(endpoint, way, lambda path: install.install(path, way))
+    finally:
+        walk._let_go(recovery.fetch)
+        walk._let_go(recovery)
     return status == 202
