@@ -13,7 +13,6 @@ from . import (
     clock,
     delivery,
     desk,
-    lastwords,
     log,
     room,
     sender,
@@ -66,7 +65,7 @@ class Device:
         self._retry_at = 0
         # What the fleet signs: commands, changes of keys, and, in files, of trust and software.
         self._desk, self._keys = desk.opened(self._way, self._in.commands, self.after)  # or None
-        self._files = delivery.opened(self)
+        self._files = delivery.opened(self._in)
         self.updates = updates.Updates(self, self._way, self._in)
         self._guard = None
         if trust.changeable():
@@ -103,6 +102,8 @@ class Device:
     def desired(self, name):
         """Decorator: handler(value) gets each new value of the desired property, None where it
         was removed; what it returns, or else the value, is acknowledged in the reported ones."""
+        if name == agreed.LIBRARY_PROPERTY:
+            raise ValueError("the desired property %s is the library's own" % name)
         return _register(self._in.twin.desired, name)
 
     def message(self, handler):
@@ -183,6 +184,8 @@ class Device:
             log.say("outbox", "messages from before wait count=%d" % len(self._messages))
         self._watched = True
 
+        from . import lastwords
+
         lastwords.begin(self.report)
         _let_go(lastwords)
 
@@ -205,7 +208,8 @@ class Device:
         the hub, no report."""
         session = self._session
         return session is not None and not (
-            len(self._messages)
+            self._files.busy()
+            or len(self._messages)
             or self._in.busy()
             or self._timers.busy()
             or session.busy()
@@ -249,6 +253,10 @@ class Device:
         """Serve the connection, or make one when its time has come. Returns ms to sleep."""
         if self._session:
             return self._serve()
+        if self._files.fetching():
+            self._files.fetch(self._way)
+            self._in.service()
+            return 0
         left = self._retry_at - log.uptime_ms()
         if left <= 0:
             self._connect()
@@ -345,6 +353,9 @@ class Device:
             log.say("hub", "a new key is on trial: connecting again with it")
             return self._again()
         if self._guard and self._guard.step():
+            return self._again()
+        if self._files.due():
+            log.say("hub", "there is a file to fetch: the connection ends for it")
             return self._again()
         for _ in range(_READS_PER_STEP):
             if self._in.full() or session.check_msg() is None:

@@ -31,8 +31,11 @@ from outpost_tools.cli import (
     tokens,
     trust,
     trustfleet,
+    trustserve,
 )
 from outpost_tools.cli.common import app
+
+trustserve.add_to(trust.trust_app)
 
 
 def _version(asked: bool) -> None:
@@ -77,5 +80,6 @@ __all__ = [
     "sign",
     "tokens",
     "trust",
+    "trustserve",
     "trustfleet",
 ]
