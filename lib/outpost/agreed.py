@@ -124,10 +124,6 @@ SECTION_SOFTWARE = 4
 SECTION_SIGNERS = 5
 TRUST_SLOTS = ("/trust/a.bin", "/trust/b.bin")
 NVS_TRUST_SLOT = "tr-slot"  # i32, 0 or 1: the bundle in use; absent: the factory's
-NVS_TRUST_TRIAL = "tr-try"  # i32, 0 or 1: the bundle on trial
-NVS_TRUST_MISSED = "tr-miss"  # i32: how often no server could be verified, 3 at most
-TRUST_KIND = "trust"  # of a file to deliver
-TRUST_FILE_MAX_BYTES = 16384  # what is delivered: links and a bundle
 
 # Delivery of files in pieces (docs/delivery.md).
 DELIVERY_METHOD = "outpost.deliver"

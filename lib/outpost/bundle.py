@@ -149,7 +149,7 @@ def accepted(path, role, fleet, version, keys, now=None, most=formats.BUNDLE_MAX
     with f:
         newest = version
         while _read(f, 1)[0] == formats.LINK_MARK:
-            if role != agreed.ROLE_TRUST or f.tell() > agreed.TRUST_FILE_MAX_BYTES:
+            if role != agreed.ROLE_TRUST or f.tell() > formats.TRUST_FILE_MAX_BYTES:
                 raise TrustError("there is no envelope behind the changes of keys")
             link = head(f)
             _belongs(link, role, fleet)

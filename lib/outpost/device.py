@@ -8,7 +8,7 @@ import gc
 import sys
 import time
 
-from . import agreed, clock, delivery, desk, guard, log, room, sender, telemetry, trust, watchdog
+from . import agreed, clock, delivery, desk, log, room, sender, telemetry, trust, watchdog
 from .backoff import Backoff
 from .errors import OutboxFull, understood
 from .incoming import Incoming
@@ -54,9 +54,13 @@ class Device:
         # What the fleet signs: commands, changes of keys, and, delivered in files, of trust.
         self._desk, self._keys = desk.opened(self._way, self._in.commands)  # or None
         self._files = delivery.opened(self)
-        self._guard = guard.Guard(self._way, self._in, self._messages)
-        if self._desk:
-            self._desk.on("trust", "revoke", self._guard.revoke)
+        self._guard = None
+        if trust.changeable():
+            from .guard import Guard
+
+            self._guard = Guard(self._way, self._in, self._messages)
+            if self._desk:
+                self._desk.on("trust", "revoke", self._guard.revoke)
 
     # What the application says
 
@@ -240,7 +244,8 @@ class Device:
         self._in.attach(session, way.profile, self.id)
         self.online = True
         self._online_since = log.uptime_ms()
-        self._guard.connected(session)
+        if self._guard:
+            self._guard.connected(session)
 
     @property
     def connection(self):
@@ -255,7 +260,7 @@ class Device:
             self._backoff.reset()
         if err.person and err.stage in ("tls", "hub") and self._way.doubt_clock():
             err.person = False
-        again = self._guard.failed(err)
+        again = self._guard and self._guard.failed(err)
         wait = 0 if again else self._backoff.next_ms(err.person, err.busy)
         self._retry_at = log.uptime_ms() + wait
         self._end()
@@ -304,7 +309,7 @@ class Device:
         if self._keys and self._keys.step():
             log.say("hub", "a new key is on trial: connecting again with it")
             return self._again()
-        if self._guard.step():
+        if self._guard and self._guard.step():
             return self._again()
         for _ in range(_READS_PER_STEP):
             if self._in.full() or session.check_msg() is None:
@@ -327,7 +332,8 @@ class Device:
     def _acknowledged(self, pid):
         if self._messages.acknowledged(pid):
             self._backoff.reset()
-            self._guard.acknowledged(self._session)
+            if self._guard:
+                self._guard.acknowledged(self._session)
         else:
             self._in.acknowledged(pid)
 

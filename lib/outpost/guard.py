@@ -15,6 +15,10 @@ from .errors import OutpostError
 
 _SETTLE_MS = const(500)  # from an answer to the new connection, so that the answer gets out
 _REPORT_MS = const(2000)  # after connecting: messages go first
+# As in formats.py, which is not to stay in memory for these.
+_FILE_MAX = const(16384)
+_MISSED = "tr-miss"
+_TRIAL = "tr-try"
 _PROBE_MS = const(1000)  # a trial without a message of the application sends one of ours
 
 
@@ -29,13 +33,9 @@ class Guard:
         self._report_ms = None  # uptime at which to look whether there is news to report
         self._told = None  # mark of the report that is on its way
         self._anchor = None
-        self._missed = _kept(agreed.NVS_TRUST_MISSED)
-        self._changeable = trust.changeable()
-        if self._changeable:
-            delivery.register(
-                agreed.TRUST_KIND, agreed.TRUST_FILE_MAX_BYTES, _may_begin, self.installed
-            )
-        if _kept(agreed.NVS_TRUST_TRIAL):
+        self._missed = _kept(_MISSED)
+        delivery.register("trust", _FILE_MAX, _may_begin, self.installed)
+        if _kept(_TRIAL):
             trust.trial = _do("trusting", "resumed") or None
 
     def installed(self, path):
@@ -64,8 +64,7 @@ class Guard:
         if self._missed:
             self._missed = False
             _do("rescue", "over")
-        if self._changeable:
-            self._report_ms = log.uptime_ms() + _REPORT_MS
+        self._report_ms = log.uptime_ms() + _REPORT_MS
 
     def acknowledged(self, session):
         """The hub has a message that went out on this connection."""

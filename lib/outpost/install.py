@@ -114,7 +114,7 @@ def _stored(store, path, h):
     if there and there.signed == h.signed:
         return slot  # it was here before: a trial that came to nothing, or a power cut
     trust.trial = None
-    erase(store, agreed.NVS_TRUST_TRIAL)  # what lies in the slot now is on trial no more
+    erase(store, formats.NVS_TRUST_TRIAL)  # what lies in the slot now is on trial no more
     try:
         with open(path, "rb") as f, open(target, "wb") as out:
             f.seek(h.start)

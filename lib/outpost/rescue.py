@@ -27,18 +27,18 @@ def _due(after_s):
     store = trusting.nvs()
     now = max(0, clock.now() - agreed.UNIX_2000)
     since = trusting.entry(store, formats.NVS_TRUST_SINCE, None)
-    missed = min(trusting.entry(store, agreed.NVS_TRUST_MISSED) + 1, _ATTEMPTS)
+    missed = min(trusting.entry(store, formats.NVS_TRUST_MISSED) + 1, _ATTEMPTS)
     if since is None or since > now:
         # The first; or the clock was put back, and the wait begins anew.
         since, missed = now, 1
         trusting.write(store, formats.NVS_TRUST_SINCE, since)
-    trusting.write(store, agreed.NVS_TRUST_MISSED, missed)
+    trusting.write(store, formats.NVS_TRUST_MISSED, missed)
     return missed >= _ATTEMPTS and now - since >= after_s
 
 
 def over():
     """A server was verified: nothing is missed any more."""
-    trusting.erase(trusting.nvs(), agreed.NVS_TRUST_MISSED, formats.NVS_TRUST_SINCE)
+    trusting.erase(trusting.nvs(), formats.NVS_TRUST_MISSED, formats.NVS_TRUST_SINCE)
 
 
 def run(way):
@@ -90,5 +90,5 @@ def _endpoints(store):
 def _fetched(endpoint, way):
     from . import recovery
 
-    status, result = install.install(recovery.fetch(endpoint, agreed.TRUST_KIND), way)
+    status, result = install.install(recovery.fetch(endpoint, formats.TRUST_KIND), way)
     return status == 202

@@ -69,7 +69,7 @@ def begin(store, slot, h):
     erase(store, formats.NVS_TRUST_LIVES)
     write(store, formats.NVS_TRUST_CHANGE, h.version)
     write(store, formats.NVS_TRUST_OUTCOME, ON_TRIAL)
-    write(store, agreed.NVS_TRUST_TRIAL, slot)
+    write(store, formats.NVS_TRUST_TRIAL, slot)
     trust.trial = Trial(slot, h)
     resumption.forget()
     log.say("trust", "bundle version=%d is on trial; the one in use stays" % h.version)
@@ -80,7 +80,7 @@ def resumed():
     from .install import usable
 
     store = nvs()
-    slot = entry(store, agreed.NVS_TRUST_TRIAL, -1)
+    slot = entry(store, formats.NVS_TRUST_TRIAL, -1)
     if slot == entry(store, agreed.NVS_TRUST_SLOT, -1) or slot not in (0, 1):
         h = usable(trust.in_use())
         _tidy(store, h.version if h else 0, h.floor if h else 0)  # power went after the commit
@@ -106,7 +106,7 @@ def _tidy(store, version, floor):
             write(store, name, max(value, entry(store, name)))
         write(store, formats.NVS_TRUST_CHANGE, version)
         write(store, formats.NVS_TRUST_OUTCOME, IN_USE)
-    erase(store, formats.NVS_TRUST_LIVES, agreed.NVS_TRUST_TRIAL)
+    erase(store, formats.NVS_TRUST_LIVES, formats.NVS_TRUST_TRIAL)
 
 
 def _back(store, outcome):
@@ -114,7 +114,7 @@ def _back(store, outcome):
     trust.trial = None
     resumption.forget()
     write(store, formats.NVS_TRUST_OUTCOME, outcome)
-    erase(store, agreed.NVS_TRUST_TRIAL, formats.NVS_TRUST_LIVES)
+    erase(store, formats.NVS_TRUST_TRIAL, formats.NVS_TRUST_LIVES)
     log.say("trust", "back to the bundle in use: %s" % formats.TRUST_OUTCOMES[outcome])
 
 
