@@ -179,7 +179,10 @@ class Device:
         session = self._session
         return session is not None and not (
             self._files.busy()
-            or len(self._messages) or len(self._in.tasks) or session.busy() or trust.trial
+            or len(self._messages)
+            or len(self._in.tasks)
+            or session.busy()
+            or trust.trial
         )
 
     def waiting(self):
