@@ -53,7 +53,7 @@ class Device:
         self._retry_at = 0
         # What the fleet signs: commands, changes of keys, and, delivered in files, of trust.
         self._desk, self._keys = desk.opened(self._way, self._in.commands)  # or None
-        self._files = delivery.opened(self)
+        self._files = delivery.opened(self._in)
         self._guard = None
         if trust.changeable():
             from .guard import Guard
@@ -89,6 +89,8 @@ class Device:
     def desired(self, name):
         """Decorator: handler(value) gets each new value of the desired property, None where it
         was removed; what it returns, or else the value, is acknowledged in the reported ones."""
+        if name == agreed.LIBRARY_PROPERTY:
+            raise ValueError("the desired property %s is the library's own" % name)
         return _register(self._in.twin.desired, name)
 
     def message(self, handler):
@@ -176,7 +178,11 @@ class Device:
         """Whether all that was taken is sent, and nothing received is under way."""
         session = self._session
         return session is not None and not (
-            len(self._messages) or len(self._in.tasks) or session.busy() or trust.trial
+            self._files.busy()
+            or len(self._messages)
+            or len(self._in.tasks)
+            or session.busy()
+            or trust.trial
         )
 
     def waiting(self):
@@ -215,6 +221,10 @@ class Device:
         """Serve the connection, or make one when its time has come. Returns ms to sleep."""
         if self._session:
             return self._serve()
+        if self._files.fetching():
+            self._files.fetch(self._way)
+            self._in.service()
+            return 0
         left = self._retry_at - log.uptime_ms()
         if left <= 0:
             self._connect()
@@ -310,6 +320,9 @@ class Device:
             log.say("hub", "a new key is on trial: connecting again with it")
             return self._again()
         if self._guard and self._guard.step():
+            return self._again()
+        if self._files.due():
+            log.say("hub", "there is a file to fetch: the connection ends for it")
             return self._again()
         for _ in range(_READS_PER_STEP):
             if self._in.full() or session.check_msg() is None:

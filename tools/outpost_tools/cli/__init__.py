@@ -21,6 +21,7 @@ from outpost_tools.cli import (
     hub,
     provision,
     rotate,
+    serve,
     service,
     sign,
     tokens,
@@ -28,6 +29,8 @@ from outpost_tools.cli import (
     trustfleet,
 )
 from outpost_tools.cli.common import app
+
+serve.add_to(trust.trust_app)
 
 
 def _version(asked: bool) -> None:
@@ -63,6 +66,7 @@ __all__ = [
     "main",
     "provision",
     "rotate",
+    "serve",
     "service",
     "sign",
     "tokens",
