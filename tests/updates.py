@@ -48,12 +48,16 @@ class UpdateWorld:
         self.board = self.world.board(self.flash, **options)
         return self.board
 
-    def push(self, data: bytes, patience_s: float = 60, kind: str = "software") -> Delivered:
-        return push(self.sender.invoke, kind, data, patience_s=patience_s, pause=self._pause)
+    def push(
+        self, data: bytes, patience_s: float = 60, kind: str = "software", **about: Any
+    ) -> Delivered:
+        return push(
+            self.sender.invoke, kind, data, about=about, patience_s=patience_s, pause=self._pause
+        )
 
-    def refused(self, data: bytes) -> str:
+    def refused(self, data: bytes, **more: Any) -> str:
         """Why the device does not take it; it goes on with what it has."""
-        answer = self.push(data)
+        answer = self.push(data, **more)
         assert not answer.taken, answer
         return answer.why
 

@@ -59,6 +59,7 @@ class World:
         drop: tuple[str, ...] = (),
         nvs_keys: bytes | None = None,
         production: bool = False,
+        layout: str = "single",
         **settings,
     ) -> Path:
         """A flash image whose device tries again every second or two.
@@ -85,6 +86,7 @@ class World:
                 library=library,
                 files=content,
                 nvs_keys=nvs_keys,
+                layout=layout,
                 production=production,
             )
         )

@@ -10,7 +10,7 @@ import gc
 
 from micropython import const
 
-from . import agreed, log, slots, watchdog
+from . import agreed, log, resumption, slots, watchdog
 from .errors import OutpostError, number
 
 _ASK_MS = const(1000)
@@ -48,12 +48,14 @@ class Trial:
         self._asked = 0  # uptime at which the health check was asked last
         self._said = None
         self._sent = False
+        resumption.forget()  # a resumed session proves little: the handshake is to be a whole one
         watchdog.arm(agreed.WATCHDOG_S)  # boot.py has armed it: from now on progress feeds it
         log.say("update", "%s is on trial" % self._name())
 
     def _name(self):
         if self._trial >= FIRMWARE:
-            return "firmware of version %d" % max(0, _number(self._nvs, slots.NVS_FIRMWARE_VERSION))
+            version = _number(self._nvs, slots.NVS_FIRMWARE_VERSION)
+            return "firmware version=%d" % version
         name = slots.NVS_APP_SLOTS[self._trial]
         return "software version=%d in slot %s" % (max(0, _number(self._nvs, name)), name[-1])
 

@@ -125,7 +125,8 @@ class _Push:
         return None
 
     def _begin(self) -> Delivered:
-        return self._call("begin", size=len(self.data), **self.about)
+        # A long text that comes last is taken for data.
+        return self._call("begin", **self.about, size=len(self.data))
 
     def _write(self, at: int) -> Delivered:
         piece = base64.b64encode(self.data[at : at + self.step]).decode()
