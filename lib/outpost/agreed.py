@@ -117,40 +117,22 @@ EVENTS_SEALED = "$.ct=application%2Fjose&$.ce=utf-8"
 # Production mode (docs/flashing.md): set once, never taken back by anything on the board.
 NVS_PRODUCTION = "prod"  # i32: 1 where the prompt is closed
 
-# Envelopes: trust bundles and software packages (docs/trust-bundle.md, byte by byte).
+# Trust bundles (docs/trust-bundle.md): what a running device needs. The rest is in formats.py.
 ENVELOPE_MAGIC = b"OPTB"
-ENVELOPE_FORMAT = 1
-LINK_MARK = 0x4C  # "L", before a head that comes without its body; no envelope begins with it
 ROLE_TRUST = 1
 ROLE_SOFTWARE = 2
-ENVELOPE_KEYS_MAX = 8
-SIGNATURES_MAX = 16
-VERSION_MAX = 0x7FFFFFFF  # versions are kept in NVS as i32
-BUNDLE_MAX_BYTES = 8192  # a trust bundle, head to end
-TRUST_FILE_MAX_BYTES = 16384  # what is delivered: links and a bundle
 SECTION_ROOT = 1
 SECTION_HOST = 2
-SECTION_RECOVERY = 3
 SECTION_SOFTWARE = 4
 SECTION_SIGNERS = 5
-SECTION_MUST_KNOW = 128  # from here on a reader refuses what it does not know
-HOSTS_MAX = 4
-HOST_MAX_BYTES = 253
-RECOVERY_MAX = 3
-# Where bundles lie; NVS has i32 entries of which slot is in use and which is on trial.
 TRUST_SLOTS = ("/trust/a.bin", "/trust/b.bin")
-NVS_TRUST_SLOT = "tr-slot"  # 0 or 1: the bundle in use; absent: the factory's
-NVS_TRUST_TRIAL = "tr-try"  # 0 or 1: the bundle on trial
-NVS_TRUST_LIVES = "tr-lives"  # how many lives of the device began with it on trial
-NVS_TRUST_HIGH = "tr-high"  # the highest version that was ever in use
-NVS_TRUST_FLOOR = "tr-floor"  # the lowest version that may still be used
-NVS_TRUST_CHANGE = "tr-last"  # version of the last change that was tried
-NVS_TRUST_OUTCOME = "tr-out"  # and its outcome, a number of TRUST_OUTCOMES
+NVS_TRUST_SLOT = "tr-slot"  # i32, 0 or 1: the bundle in use; absent: the factory's
 
 # Delivery of files in pieces (docs/delivery.md).
 DELIVERY_METHOD = "outpost.deliver"
 DELIVERY_PIECE_BYTES = 2048  # of the file, in one call
 DELIVERY_PACKET_BYTES = 3584  # the MQTT packet that such a call comes in
+LIBRARY_PROPERTY = "outpost"  # desired and reported property that is the library's own
 STAGE_PATH = "/stage"  # for each kind KIND.bin, and KIND.txt: its size and its SHA-256
 
 # Software (docs/updates.md): what a running device needs. The rest is in slots.py.

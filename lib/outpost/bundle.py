@@ -11,7 +11,7 @@ import struct
 
 from micropython import const
 
-from . import agreed, x509
+from . import agreed, formats, x509
 from .errors import TrustError
 
 try:
@@ -44,7 +44,7 @@ def head(f):
     start = _read(f, 7)
     if start[:4] != agreed.ENVELOPE_MAGIC:
         raise TrustError("this is no trust bundle or package")
-    if start[4] != agreed.ENVELOPE_FORMAT:
+    if start[4] != formats.ENVELOPE_FORMAT:
         raise TrustError("it is of format %d, which this device does not know" % start[4])
     if start[6] > agreed.FLEET_NAME_MAX:
         raise TrustError("the name of its fleet is too long")
@@ -66,7 +66,7 @@ def head(f):
     _check(h)
     h.signed = start + h.fleet + fixed + h.keys
     count = _read(f, 1)[0]
-    if count > agreed.SIGNATURES_MAX:
+    if count > formats.SIGNATURES_MAX:
         raise TrustError("it has too many signatures")
     h.signatures = _read(f, count * _SIGNATURE)
     h.at = f.tell()
@@ -75,7 +75,7 @@ def head(f):
 
 def check_threshold(keys):
     """TrustError where what begins with threshold and number is no set of keys."""
-    if keys[1] > agreed.ENVELOPE_KEYS_MAX or not (1 <= keys[0] <= keys[1] or keys == b"\0\0"):
+    if keys[1] > formats.ENVELOPE_KEYS_MAX or not (1 <= keys[0] <= keys[1] or keys == b"\0\0"):
         raise TrustError("%d of %d keys is no threshold" % (keys[0], keys[1]))
 
 
@@ -83,7 +83,7 @@ def _check(h):
     """The same as the host's Envelope.check()."""
     if not h.fleet and h.version:
         raise TrustError("it names no fleet")
-    if h.version > agreed.VERSION_MAX or h.floor > h.version or h.issued >= h.expires:
+    if h.version > formats.VERSION_MAX or h.floor > h.version or h.issued >= h.expires:
         raise TrustError("its version, floor or dates cannot be so")
     if h.role == agreed.ROLE_TRUST:
         if h.version and not h.keys[1]:
@@ -134,7 +134,7 @@ def check_signed(h, keys):
             raise TrustError("%d of its keys signed, not %d" % (count, one[0]))
 
 
-def accepted(path, role, fleet, version, keys, now=None, most=agreed.BUNDLE_MAX_BYTES):
+def accepted(path, role, fleet, version, keys, now=None, most=formats.BUNDLE_MAX_BYTES):
     """The Head of the envelope in a delivered file, verified to its last byte.
 
     fleet, version  this device's: only a higher version of the same fleet is taken
@@ -148,8 +148,8 @@ def accepted(path, role, fleet, version, keys, now=None, most=agreed.BUNDLE_MAX_
         raise TrustError("there is no file at %s" % path)
     with f:
         newest = version
-        while _read(f, 1)[0] == agreed.LINK_MARK:
-            if role != agreed.ROLE_TRUST or f.tell() > agreed.TRUST_FILE_MAX_BYTES:
+        while _read(f, 1)[0] == formats.LINK_MARK:
+            if role != agreed.ROLE_TRUST or f.tell() > formats.TRUST_FILE_MAX_BYTES:
                 raise TrustError("there is no envelope behind the changes of keys")
             link = head(f)
             _belongs(link, role, fleet)
@@ -210,13 +210,14 @@ def check_sections(f, left):
         left -= 3 + length
         if left < 0:
             raise TrustError("its last section is cut off")
-        if kind > agreed.SECTION_SIGNERS and kind < agreed.SECTION_MUST_KNOW:
+        if kind > agreed.SECTION_SIGNERS and kind < formats.SECTION_MUST_KNOW:
             f.seek(length, 1)
             continue
-        if not kind or kind >= agreed.SECTION_MUST_KNOW:
+        if not kind or kind >= formats.SECTION_MUST_KNOW:
             raise TrustError("it has a section %d, which this device does not know" % kind)
         counts[kind] += 1
-        if counts[kind] > (0, agreed.ROOTS_MAX, agreed.HOSTS_MAX, agreed.RECOVERY_MAX, 1, 1)[kind]:
+        most = (0, agreed.ROOTS_MAX, formats.HOSTS_MAX, formats.RECOVERY_MAX, 1, 1)
+        if counts[kind] > most[kind]:
             raise TrustError("it has too many sections of kind %d" % kind)
         value = _read(f, length)
         if kind == agreed.SECTION_ROOT:
@@ -226,7 +227,7 @@ def check_sections(f, left):
             seen.append(mark)
         elif kind == agreed.SECTION_HOST:
             _check_host(value)
-        elif kind == agreed.SECTION_RECOVERY:
+        elif kind == formats.SECTION_RECOVERY:
             endpoint(value)
         elif kind == agreed.SECTION_SIGNERS:
             if length > agreed.SIGNERS_MAX_BYTES:
@@ -246,7 +247,7 @@ def _check_software(keys):
 
 
 def _check_host(name):
-    good = 1 <= len(name) <= agreed.HOST_MAX_BYTES
+    good = 1 <= len(name) <= formats.HOST_MAX_BYTES
     for c in name:
         good = good and (48 <= c <= 57 or 65 <= c <= 90 or 97 <= c <= 122 or c in b"-._")
     if not good:

@@ -34,6 +34,8 @@ class Config:
     batch          bytes of one message made of several small ones, 0: none is
     console        what the console shows: 0 nothing, 1 errors, 2 all
     protect        whether bodies are encrypted from end to end
+    recovery_after_s  seconds without a hub that is trusted after which a bundle is looked for
+    trial_s        seconds that a new trust bundle may take to connect
     """
 
 
@@ -98,6 +100,23 @@ def _dps(raw, wrong):
     return dps
 
 
+def _trust(c, raw, wrong):
+    if not isinstance(raw, dict):
+        wrong.append('trust must be an object such as {"recovery_after_s": 3600}')
+        raw = {}
+    c.recovery_after_s = _number(
+        "trust.recovery_after_s",
+        raw.get("recovery_after_s", 3600),
+        0,
+        604800,
+        wrong,
+    )
+    c.trial_s = _number("trust.trial_s", raw.get("trial_s", 600), 5, 3600, wrong)
+    for name in raw:
+        if name not in ("recovery_after_s", "trial_s"):
+            wrong.append("trust.%s is not a field of the configuration" % name)
+
+
 def _name(name, value, wrong):
     """What may stand in a DPS user name: letters, digits and - . _ :"""
     value = _text(name, value, 128, wrong)
@@ -129,6 +148,7 @@ _FIELDS = (
     "batch_bytes",
     "protect",
     "console",
+    "trust",
 )
 _CONSOLE = ("off", "errors", "all")
 _POLICIES = ("refuse", "oldest", "priority")
@@ -230,6 +250,7 @@ def check(raw):
     c.protect = raw.get("protect", "none") == "jwe"
     if raw.get("protect", "none") not in ("none", "jwe"):
         wrong.append('protect must be "none" or "jwe"')
+    _trust(c, raw.get("trust", {}), wrong)
     for name in raw:
         if name not in _FIELDS:
             wrong.append("%s is not a field of the configuration" % name)

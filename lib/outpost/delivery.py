@@ -8,11 +8,17 @@ arrive are staged, compared with the hash that was announced, and handed over: t
 by nobody here, the handler judges them. Owns no flash itself; staging.py owns /stage.
 """
 
-from . import agreed
+from micropython import const
+
+from . import agreed, log, trust
 from .errors import DeliveryError
+from .state import missing
 
 _kinds = {}
 _device = None  # the Delivery that takes the calls
+_NEVER = const(1 << 50)  # of the uptime in ms
+
+retry_s = (30, 3600)  # where a file could not be fetched: the first wait at most, and the longest
 
 
 class Kind:
@@ -49,25 +55,40 @@ def register(kind, max_bytes, check_begin, handler, stage=None):
         _device.open()
 
 
-def opened(device):
+def opened(incoming):
     """The Delivery of a device: it takes calls as soon as there is a kind of file to take."""
     global _device
-    _device = Delivery(device)
+    _device = Delivery(incoming)
     if _kinds:
         _device.open()
     return _device
 
 
 class Delivery:
-    def __init__(self, device):
-        self._device = device
+    """Pushes (deliver) and pulls (the desired property "outpost", pull.py) of one device.
+
+    There is memory for one TLS connection. So the device's loop asks due() while it is connected,
+    ends the connection where that says so, and calls fetch() while something is fetching().
+
+    over     kind -> SHA-256 of the file that was dealt with, or refused for good, in this life
+    backoff  of what could not be fetched, or None
+    """
+
+    def __init__(self, incoming):
+        self.incoming = incoming
+        self.over = {}
+        self.backoff = None
         self._open = False
-        self._loaded = None  # pieces.py, while it is at work
+        self._loaded = ()  # modules that are let go when there is nothing for them to do
+        self._wish = None
+        self._due_ms = _NEVER  # uptime at which to look at the wish
+        self._pull = None
 
     def open(self):
         if not self._open:
             self._open = True
-            self._device.commands.method(agreed.DELIVERY_METHOD, self.deliver, raw=True)
+            self.incoming.commands.method(agreed.DELIVERY_METHOD, self.deliver, raw=True)
+            self.incoming.twin.desired(agreed.LIBRARY_PROPERTY, self.wish)
 
     def packet_bytes(self):
         """The longest packet that it needs to be let through."""
@@ -77,7 +98,7 @@ class Delivery:
         """One call of the method: (status, result), or a generator that comes to it."""
         from . import pieces
 
-        self._loaded = pieces
+        self._loaded = self._loaded or (pieces.staging, pieces)
         try:
             return pieces.answer(body, _kinds)
         except DeliveryError as e:
@@ -90,9 +111,46 @@ class Delivery:
 
     def rest(self):
         """No piece is to be expected soon."""
-        if self._loaded:
+        if self._loaded and self._pull is None:
             from .walk import _let_go
 
-            _let_go(self._loaded.staging)
-            _let_go(self._loaded)
-            self._loaded = None
+            for module in self._loaded:
+                _let_go(module)
+            self._loaded = ()
+
+    def wish(self, value):
+        """Handler of the desired property; None: it was removed."""
+        self._wish = value
+        self.backoff = None
+        self._due_ms = _NEVER if value is None else log.uptime_ms()
+        return missing  # it is not answered as the application's are: pull.py reports
+
+    def busy(self):
+        """Whether a pull is under way, or is to be begun."""
+        return self._pull is not None or log.uptime_ms() >= self._due_ms
+
+    def due(self):
+        """While the hub is connected: whether the connection is to be ended for a file."""
+        if self._pull is None:
+            # A trial is decided on this connection: nothing may end it meanwhile.
+            if log.uptime_ms() < self._due_ms or trust.trial:
+                return False
+            from . import pull
+
+            self._loaded = (pull.fetch, pull, pull.pieces.staging, pull.pieces)
+            self._pull = pull.Pull(self, self._wish, _kinds)
+        return self._pull.connected()
+
+    def fetching(self):
+        return self._pull is not None and self._pull.fetching
+
+    def fetch(self, way):
+        """One piece, while there is no other connection."""
+        self._pull.piece(way)
+
+    def ended(self, wait_ms=_NEVER):
+        """Of a pull: it is over, and the wish is looked at again after that time."""
+        self._pull = None
+        if self._wish is not None:
+            self._due_ms = log.uptime_ms() + wait_ms
+        self.rest()

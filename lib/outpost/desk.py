@@ -9,18 +9,17 @@ called at most once for each. Owns no flash itself; answers in sentences, never 
 import gc
 import os
 
-from . import agreed, log
-from .errors import OutpostError, SignedError, number
+from . import agreed, log, trust
+from .errors import OutpostError, SignedError, TrustError, number
 
 _ANSWERED_S = 2  # in which the answer goes out before the board starts anew
 
 
 def opened(way, commands, after=None):
-    """The Rotation of a board that knows signers, ready to take commands; None on any other."""
-    try:
-        os.stat(agreed.SIGNERS_PATH)
-    except OSError:
-        return None
+    """(Desk, Rotation) of a board that knows signers, ready to take commands; on any other both
+    are None."""
+    if not _signers():
+        return None, None
     # Only boards that can be sent such commands pay for the modules that judge and do them; they
     # are loaded now, while memory is in one piece.
     from . import jwe, signed
@@ -31,7 +30,21 @@ def opened(way, commands, after=None):
     rotation.open(desk, commands)
     if after:
         desk.on("software", "production", lambda args, payload: _close_prompt(after))
-    return rotation
+    return desk, rotation
+
+
+def _signers():
+    """Whether the bundle in use, or else the image, names who may command this device."""
+    try:
+        if trust.signers():
+            return True
+    except TrustError:
+        pass
+    try:
+        os.stat(agreed.SIGNERS_PATH)
+    except OSError:
+        return False
+    return True
 
 
 def _close_prompt(after):

@@ -18,7 +18,7 @@ from . import (
     room,
     sender,
     telemetry,
-    updates,
+    trust,
     watchdog,
 )
 from .backoff import Backoff
@@ -63,9 +63,20 @@ class Device:
         self._online_since = 0
         self._backoff = Backoff(1, 300)
         self._retry_at = 0
-        self._keys = desk.opened(self._way, self._in.commands, self.after)  # or None
-        self._files = delivery.opened(self)
-        self.updates = updates.Updates(self, self._way, self._in)
+        self._health = None  # the application's health check
+        # What the fleet signs: commands, changes of keys, and, delivered in files, of trust and
+        # software.
+        self._desk, self._keys = desk.opened(self._way, self._in.commands, self.after)  # or None
+        self._files = delivery.opened(self._in)
+        self._guard = self._updates = None
+        if trust.changeable():
+            from .guard import Guard
+            from .updates import Updates
+
+            self._guard = Guard(self._way, self._in, self._messages)
+            self._updates = Updates(self, self._way, self._in)
+            if self._desk:
+                self._desk.on("trust", "revoke", self._guard.revoke)
 
     # What the application says
 
@@ -94,6 +105,8 @@ class Device:
     def desired(self, name):
         """Decorator: handler(value) gets each new value of the desired property, None where it
         was removed; what it returns, or else the value, is acknowledged in the reported ones."""
+        if name == agreed.LIBRARY_PROPERTY:
+            raise ValueError("the desired property %s is the library's own" % name)
         return _register(self._in.twin.desired, name)
 
     def message(self, handler):
@@ -105,8 +118,13 @@ class Device:
     def healthy(self, check):
         """Decorator: check() says True once new software does what it is for. Without that, and
         without a connection, software from an update is not kept (docs/updates.md)."""
-        self.updates.health = check
+        self._health = check
         return check
+
+    @property
+    def health(self):
+        """The application's health check, or None."""
+        return self._health
 
     def report(self, properties):
         """Put reported properties of the twin: a dict; None removes one. What the hub has
@@ -191,7 +209,11 @@ class Device:
         """Whether all that was taken is sent, and nothing received is under way."""
         session = self._session
         return session is not None and not (
-            len(self._messages) or len(self._in.tasks) or session.busy()
+            self._files.busy()
+            or len(self._messages)
+            or len(self._in.tasks)
+            or session.busy()
+            or trust.trial
         )
 
     def waiting(self):
@@ -224,13 +246,18 @@ class Device:
             self._stepping = False
             if self._leaving:
                 self.close()
-            self.updates.step()
+            if self._updates:
+                self._updates.step()
             watchdog.feed()
 
     def _advance(self):
         """Serve the connection, or make one when its time has come. Returns ms to sleep."""
         if self._session:
             return self._serve()
+        if self._files.fetching():
+            self._files.fetch(self._way)
+            self._in.service()
+            return 0
         left = self._retry_at - log.uptime_ms()
         if left <= 0:
             self._connect()
@@ -260,7 +287,9 @@ class Device:
         self._in.attach(session, way.profile, self.id)
         self.online = True
         self._online_since = log.uptime_ms()
-        self.updates.connected()
+        if self._guard:
+            self._guard.connected(session)
+            self._updates.connected()
 
     @property
     def connection(self):
@@ -275,7 +304,8 @@ class Device:
             self._backoff.reset()
         if err.person and err.stage in ("tls", "hub") and self._way.doubt_clock():
             err.person = False
-        wait = self._backoff.next_ms(err.person, err.busy)
+        again = self._guard and self._guard.failed(err)
+        wait = 0 if again else self._backoff.next_ms(err.person, err.busy)
         self._retry_at = log.uptime_ms() + wait
         self._end()
         log.say(
@@ -323,6 +353,11 @@ class Device:
         if self._keys and self._keys.step():
             log.say("hub", "a new key is on trial: connecting again with it")
             return self._again()
+        if self._guard and self._guard.step():
+            return self._again()
+        if self._files.due():
+            log.say("hub", "there is a file to fetch: the connection ends for it")
+            return self._again()
         for _ in range(_READS_PER_STEP):
             if self._in.full() or session.check_msg() is None:
                 break
@@ -344,6 +379,8 @@ class Device:
     def _acknowledged(self, pid):
         if self._messages.acknowledged(pid):
             self._backoff.reset()
+            if self._guard:
+                self._guard.acknowledged(self._session)
         else:
             self._in.acknowledged(pid)
 

@@ -62,11 +62,13 @@ class TlsError(OutpostError):
 
     `climb` is True where a larger record size may cure it (see tls.Ladder), `refused`
     where the server did not take this device's certificate, `handshake` where the
-    server answered and the handshake with it went wrong.
+    server answered and the handshake with it went wrong, `untrusted` where its certificate is
+    none that this device's roots can vouch for.
     """
 
     stage = "tls"
     handshake = False
+    untrusted = False
 
     def __init__(self, sentence, person=False, climb=False, refused=False):
         super().__init__(sentence, person)

@@ -17,7 +17,7 @@ from micropython import const
 
 from . import agreed, bundle, log, slots, watchdog
 from .errors import DeliveryError, UpdateError, number
-from .update import State, signers
+from .update import State, signers, wanted
 
 _SECTOR = const(4096)
 _NOTE_BYTES = const(65536)  # so often it is noted how much is there: a power cut costs no more
@@ -62,9 +62,17 @@ def _record(now):
 
 
 def begin(size, sha256, args, now):
-    """UpdateError unless the call brings a signed record of this very firmware for this chip."""
-    if State().trial() >= 0:
+    """None where the call brings a signed record of this very firmware for this chip, or the answer
+    where it is not wanted; UpdateError says what is wrong."""
+    state = State()
+    if state.trial() >= 0:
         raise UpdateError("software is on trial here: send the next when it is kept or gone")
+    failed = state.get(slots.NVS_APP_OUTCOME) > slots.KEPT + 16
+    failed = state.get(slots.NVS_APP_LAST) if failed else -1
+    kept = max(0, state.get(slots.NVS_FIRMWARE_TOP))
+    answer = wanted(args.get("version"), failed, kept, "url" in args)
+    if answer:
+        return answer
     part = target()
     text = args.get("signed")
     try:

@@ -1,15 +1,15 @@
 """Signed commands: what changes keys, trust or software is believed for its signature alone.
 
-A JWS in compact form, ES256 (RFC 7515), made with a key that the image (later: the trust bundle)
-names, whoever brings it. Reads /trust/signers.json. Owns the entries "ctr-<role>" in NVS: the
-counter of the last command taken, which only rises and is in flash before the command runs, so a
-command runs at most once, whatever happens to the power. Never signs.
+A JWS in compact form, ES256 (RFC 7515), made with a key that the trust bundle in use names, or else
+the image, whoever brings it. Reads the bundle, or /trust/signers.json. Owns the entries
+"ctr-<role>" in NVS: the counter of the last command taken, which only rises and is in flash before
+the command runs, so a command runs at most once, whatever happens to the power. Never signs.
 """
 
 import os
 
-from . import agreed, clock, jose
-from .errors import SignedError, number
+from . import agreed, clock, jose, trust
+from .errors import SignedError, TrustError, number
 
 try:
     from tlspolicy import verify
@@ -28,8 +28,17 @@ class Signers:
 
 
 def signers(path=agreed.SIGNERS_PATH):
-    """The Signers of the file; SignedError says what is wrong with it."""
+    """The Signers whom the trust bundle in use names, else those of the file; SignedError says
+    what is wrong with it."""
     remedy = "build the image again with 'outpost image'"
+    try:
+        raw = trust.signers()
+        if raw:
+            return _signers(jose.parse(raw))
+    except TrustError:
+        pass  # there is none, so it says nothing of signers
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise SignedError("the command signers of the trust bundle are damaged", True)
     try:
         size = os.stat(path)[6]
         if size > agreed.SIGNERS_MAX_BYTES:
@@ -74,7 +83,7 @@ def check(token, who, when, known=None):
     token  the JWS: str, or bytes where they lie (nothing is kept of them)
     who    has .device_id
     when   the Clock
-    known  Signers; those of /trust/signers.json unless given
+    known  Signers; signers() unless given
     """
     if isinstance(token, str):
         token = token.encode()

@@ -161,23 +161,29 @@ def context(roots, ecc_only=False):
     for der in roots():
         try:
             ctx.load_verify_locations(der)
-        except ValueError:
-            raise TlsError(_ROOT_SENTENCE, True)
+        except ValueError as e:
+            raise _explain(ValueError(_ROOT_WORDS, e), "")
     return ctx
+
+
+def _verdict(text, host):
+    """What is wrong with the server's chain, or with a root of ours."""
+    if _ROOT_WORDS in text:
+        return _ROOT_SENTENCE
+    for words, sentence in _VERDICTS:
+        if words in text:
+            if "%s" in sentence:
+                sentence = sentence % host
+            return "%s is not trusted: %s" % (host, sentence)
+    return "%s is not trusted: %s" % (host, text.strip().replace("\n", ", "))
 
 
 def _explain(e, host, shown=False):
     """TlsError of what mbedtls raised; shown: whether this device showed a certificate."""
     if isinstance(e, ValueError):
-        text = str(e)
-        if _ROOT_WORDS in text:
-            return TlsError(_ROOT_SENTENCE, True)
-        for words, sentence in _VERDICTS:
-            if words in text:
-                if "%s" in sentence:
-                    sentence = sentence % host
-                return TlsError("%s is not trusted: %s" % (host, sentence), True)
-        return TlsError("%s is not trusted: %s" % (host, text.strip().replace("\n", ", ")), True)
+        err = TlsError(_verdict(str(e), host), True)
+        err.untrusted = True
+        return err
     code = e.args[0] if e.args else 0
     climb = code in _CLIMB
     if code == 12:

@@ -76,7 +76,7 @@ class Trial:
         return False
 
     def _healthy(self, now):
-        check = self._device.updates.health
+        check = self._device.health
         if check is None:
             return True
         if self._asked and now - self._asked < _ASK_MS:

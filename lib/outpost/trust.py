@@ -42,6 +42,19 @@ def roots(path=None):
         raise TrustError("%s holds no root: %s" % (path, _REMEDY), True)
 
 
+def version():
+    """Of the bundle in use; 0: it is a list of roots, or is damaged."""
+    try:
+        with open(in_use(), "rb") as f:
+            start = f.read(7)
+            if start[:4] != agreed.ENVELOPE_MAGIC:
+                return 0
+            f.seek(start[6], 1)
+            return int.from_bytes(f.read(4), "big")
+    except (OSError, IndexError):
+        return 0
+
+
 def hosts():
     """Names of the hosts that downloads may come from."""
     return [str(name, "utf-8") for name in values(agreed.SECTION_HOST)]
@@ -59,6 +72,20 @@ def signers():
         return content
 
 
+def changeable():
+    """Whether there is anybody who may give this device another bundle."""
+    import os
+
+    try:
+        with open(in_use(), "rb") as f:
+            if (to_body(f) or (0, 0))[1]:
+                return True
+        os.stat(agreed.SIGNERS_PATH)
+    except OSError:
+        return False
+    return True
+
+
 def values(kind, path=None):
     """Yield the value of each section of a kind: one is in RAM, never all."""
     path = path or in_use()
@@ -69,8 +96,9 @@ def values(kind, path=None):
             "there are no roots at %s, so no server can be verified: %s" % (path, _REMEDY), True
         )
     with f:
-        left = to_body(f)
-        new = left is not None
+        body = to_body(f)
+        new = body is not None
+        left = body[0] if new else 0
         head = 3 if new else 2  # the older list has roots alone, and no kind before them
         count = total = 0
         while not new or total < left:
@@ -94,7 +122,7 @@ def values(kind, path=None):
 
 
 def to_body(f):
-    """Go to the body of the bundle; returns its length, or None for a list of roots."""
+    """Go to a bundle's body: (its length, how many keys the head names); None: a list of roots."""
     start = f.read(7)
     if start[:4] != agreed.ENVELOPE_MAGIC or len(start) != 7:
         f.seek(0)
@@ -106,4 +134,4 @@ def to_body(f):
     f.seek(64 * keys[0] if keys else 0, 1)
     count = f.read(1)
     f.seek(72 * count[0] if count else 0, 1)
-    return size if count else 0
+    return (size, keys[0]) if count else (0, 0)

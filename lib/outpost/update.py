@@ -19,6 +19,7 @@ _BUFFER = const(512)
 _FOLDER = const(0x4000)
 _SPARE_BYTES = const(32768)  # of the file system, that an update leaves free
 _ON_TRIAL = "software is on trial here: send the next when that is kept or gone"
+_OLDER = "version %d is older than %d, which this device has kept: versions only rise"
 _NOT_FOUND = const(-0x1102)  # ESP_ERR_NVS_NOT_FOUND
 
 
@@ -66,10 +67,37 @@ class State:
         return -1 if trial == self.slot() else trial
 
 
-def may_begin(size):
-    """UpdateError where a package of that size cannot be taken now; nothing is changed."""
-    if State().trial() >= 0:
+def wanted(version, failed, kept, pulled):
+    """The answer where what is announced is not to come, or None.
+
+    failed  the version whose trial came to nothing last, or -1: a device does not fetch that by
+            itself for ever; somebody who pushes it once more has a reason
+    kept    the highest version that was ever kept here
+    """
+    if isinstance(version, bool) or not isinstance(version, int):
+        return None  # what was signed will tell
+    if version == kept > 0:
+        return 200, {"state": "kept", "version": version}
+    if version < kept:
+        return 422, {"error": _OLDER % (version, kept)}
+    if pulled and version == failed:
+        return 422, {"error": "the trial of version %d failed here: name a newer one" % version}
+    return None
+
+
+def may_begin(size, args):
+    """None where a package of that size may come now, or the answer; UpdateError: not now.
+
+    args  what else was said of it: "version", and "url" where this device is to fetch it
+    """
+    state = State()
+    if state.trial() >= 0:
         raise UpdateError(_ON_TRIAL)
+    failed = 1 < state.get(slots.NVS_APP_OUTCOME) < 16
+    failed = state.get(slots.NVS_APP_LAST) if failed else -1
+    answer = wanted(args.get("version"), failed, state.top(), "url" in args)
+    if answer:
+        return answer
     try:
         size -= os.stat(agreed.STAGE_PATH + "/software.bin")[6]  # goes, or is a part of it
     except OSError:
@@ -93,10 +121,7 @@ def taken(path, now):
     if head.version == top:
         return 200, {"state": "kept", "version": top}
     if head.version < top:
-        raise UpdateError(
-            "version %d is older than %d, which this device has kept: versions only rise"
-            % (head.version, top)
-        )
+        raise UpdateError(_OLDER % (head.version, top))
     slot, label = install(path, head.at, head.size, head.version)
     return 202, {"state": "trial", "version": head.version, "label": label, "slot": slot}
 

@@ -6,12 +6,11 @@ Small, because it stays. What does the work is loaded when there is work, and le
 """
 
 import gc
-import os
 import sys
 
 from micropython import const
 
-from . import agreed, delivery, log, trust
+from . import agreed, delivery, log
 from .errors import OutpostError
 
 _ANSWERED_S = const(2)  # in which the answer goes out before the new software starts
@@ -20,35 +19,32 @@ _LOADED = ("update", "package", "bundle", "x509", "firmware", "appfacts", "slots
 
 
 class Updates:
-    """health is the application's health check, or None."""
+    """Made where somebody may sign software for this board (trust.changeable)."""
 
     def __init__(self, device, way, incoming):
-        self.health = None
         self._device = device
         self._way = way
         self._in = incoming
         self._trial = _trial(device)
         self._stage = None  # of a firmware that is coming
         self._report_ms = self._told = None
-        self._changeable = _changeable()
-        if self._changeable:
-            delivery.register(agreed.APP_KIND, agreed.APP_MAX_BYTES, self._may_begin, self._came)
-            place = _other_place()
-            if place:
-                delivery.register(
-                    agreed.FIRMWARE_KIND, place, self._may_flash, self._flashed, self._staged
-                )
+        delivery.register(agreed.APP_KIND, agreed.APP_MAX_BYTES, self._may_begin, self._came)
+        place = _other_place()
+        if place:
+            delivery.register(
+                agreed.FIRMWARE_KIND, place, self._may_flash, self._flashed, self._staged
+            )
 
     # Deliveries
 
     def _may_begin(self, size, sha256, args):
-        _do("update", "may_begin", size)
+        return _do("update", "may_begin", size, args)
 
     def _came(self, path):
         return self._restarting(_do("update", "taken", path, self._way.at_least()))
 
     def _may_flash(self, size, sha256, args):
-        _do("firmware", "begin", size, sha256, args, self._way.at_least())
+        return _do("firmware", "begin", size, sha256, args, self._way.at_least())
 
     def _staged(self, kind):
         # Kept from piece to piece: how much is there is in flash now and then only.
@@ -67,8 +63,7 @@ class Updates:
     # What the loop tells
 
     def connected(self):
-        if self._changeable:
-            self._report_ms = log.uptime_ms() + _REPORT_MS
+        self._report_ms = log.uptime_ms() + _REPORT_MS
 
     def step(self):
         """At the end of each slice, whatever became of it."""
@@ -105,19 +100,6 @@ def _trial(device):
 
     number = trial.current(nvs)
     return trial.Trial(device, nvs, number) if number >= 0 else None
-
-
-def _changeable():
-    """Whether this board knows somebody who may sign software."""
-    try:
-        os.stat(agreed.SIGNERS_PATH)
-        return True
-    except OSError:
-        pass
-    try:
-        return bool(trust.software_keys())
-    except OutpostError:
-        return False
 
 
 def _other_place():

@@ -35,6 +35,7 @@ class Desk:
         path = folder / "signers.json"
         path.write_bytes(signers_json(*(signers or (SIGNER,)), **options))
         self.path = path
+        Nvs(self.chip, "outpost")  # as on every board that is provisioned
 
     def check(self, token, clock=None):
         signed = self.lib.signed

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from littlefs import LittleFS, UserContext
-from outpost_tools import image, roots
+from outpost_tools import bundle, image, roots
 from outpost_tools.errors import OutpostError
 from outpost_tools.image import Settings, build_image
 from outpost_tools.partitions import PartitionTable
@@ -148,7 +148,7 @@ def test_file_system_holds_the_software_the_configuration_and_the_roots(flash, t
     files = files_of(flash)
     assert sorted(files) == ["/boot.py", "/config.json", "/main.py", "/trust/factory.bin"]
     assert files["/boot.py"] == (tree() / "boot.py").read_bytes()
-    assert files["/trust/factory.bin"] == roots.pack(trust)
+    assert files["/trust/factory.bin"] == bundle.factory(trust, BUILD_TIME)
     assert json.loads(files["/config.json"]) == {
         "hub": "localhost",
         "port": 8883,

@@ -1,7 +1,7 @@
 """What the device and the host must agree on, read from the device's own file.
 
-lib/outpost/agreed.py holds plain constants. Loading it by its path keeps the rule that this package
-never imports lib/outpost, and leaves one place where a limit or a name is written.
+lib/outpost/agreed.py and formats.py hold plain constants. Loading them by path keeps the rule that
+this package never imports lib/outpost, and leaves one place where a limit or a name is written.
 """
 
 import importlib.util
@@ -21,6 +21,7 @@ def _load(name: str) -> ModuleType:
 
 _device = _load("agreed")
 _slots = _load("slots")
+_formats = _load("formats")
 
 NVS_NAMESPACE: str = _device.NVS_NAMESPACE
 NVS_DEVICE_ID: str = _device.NVS_DEVICE_ID
@@ -69,25 +70,25 @@ PAYLOAD_KEY_BYTES: int = _device.PAYLOAD_KEY_BYTES
 NVS_PRODUCTION: str = _device.NVS_PRODUCTION
 
 ENVELOPE_MAGIC: bytes = _device.ENVELOPE_MAGIC
-ENVELOPE_FORMAT: int = _device.ENVELOPE_FORMAT
-LINK_MARK: int = _device.LINK_MARK
+ENVELOPE_FORMAT: int = _formats.ENVELOPE_FORMAT
+LINK_MARK: int = _formats.LINK_MARK
 ROLE_TRUST: int = _device.ROLE_TRUST
 ROLE_SOFTWARE: int = _device.ROLE_SOFTWARE
-ENVELOPE_KEYS_MAX: int = _device.ENVELOPE_KEYS_MAX
-SIGNATURES_MAX: int = _device.SIGNATURES_MAX
-VERSION_MAX: int = _device.VERSION_MAX
-BUNDLE_MAX_BYTES: int = _device.BUNDLE_MAX_BYTES
-TRUST_FILE_MAX_BYTES: int = _device.TRUST_FILE_MAX_BYTES
+ENVELOPE_KEYS_MAX: int = _formats.ENVELOPE_KEYS_MAX
+SIGNATURES_MAX: int = _formats.SIGNATURES_MAX
+VERSION_MAX: int = _formats.VERSION_MAX
+BUNDLE_MAX_BYTES: int = _formats.BUNDLE_MAX_BYTES
+TRUST_FILE_MAX_BYTES: int = _formats.TRUST_FILE_MAX_BYTES
 SECTION_ROOT: int = _device.SECTION_ROOT
 SECTION_HOST: int = _device.SECTION_HOST
-SECTION_RECOVERY: int = _device.SECTION_RECOVERY
+SECTION_RECOVERY: int = _formats.SECTION_RECOVERY
 SECTION_SOFTWARE: int = _device.SECTION_SOFTWARE
 SECTION_SIGNERS: int = _device.SECTION_SIGNERS
-SECTION_MUST_KNOW: int = _device.SECTION_MUST_KNOW
+SECTION_MUST_KNOW: int = _formats.SECTION_MUST_KNOW
 FLEET_NAME_MAX: int = _device.FLEET_NAME_MAX
-HOSTS_MAX: int = _device.HOSTS_MAX
-HOST_MAX_BYTES: int = _device.HOST_MAX_BYTES
-RECOVERY_MAX: int = _device.RECOVERY_MAX
+HOSTS_MAX: int = _formats.HOSTS_MAX
+HOST_MAX_BYTES: int = _formats.HOST_MAX_BYTES
+RECOVERY_MAX: int = _formats.RECOVERY_MAX
 TRUST_SLOTS: tuple[str, str] = _device.TRUST_SLOTS
 DELIVERY_METHOD: str = _device.DELIVERY_METHOD
 DELIVERY_PIECE_BYTES: int = _device.DELIVERY_PIECE_BYTES
@@ -106,3 +107,5 @@ APP_DEPTH_MAX: int = _slots.APP_DEPTH_MAX
 APP_LABEL_MAX: int = _slots.APP_LABEL_MAX
 APP_VERSION_MAX: int = _slots.APP_VERSION_MAX
 APP_SLOTS: tuple[str, str] = _slots.APP_SLOTS
+TRUST_OUTCOMES: tuple[str, ...] = _formats.TRUST_OUTCOMES
+TRUST_KIND: str = _formats.TRUST_KIND

@@ -153,7 +153,20 @@ class Bundle:
 
 def factory(roots: Sequence[bytes], issued: int, fleet: str = "") -> bytes:
     """The unsigned bundle of an image: version 0, which names no keys and cannot be delivered."""
+    if not roots:
+        raise OutpostError("An image needs at least one root: give --root.")
     return Bundle(fleet, 0, tuple(roots), issued=issued).unsigned().encode()
+
+
+def for_image(data: bytes, now: int) -> Bundle:
+    """The signed bundle of a file that an image is to be built with; OutpostError says why not."""
+    found, delivered = read(data)
+    if delivered.links or not found.version:
+        raise OutpostError("An image takes a signed bundle alone, with no changes of keys before.")
+    envelope.check_signed(delivered.envelope, found.keys)
+    if found.expires <= now:
+        raise OutpostError("The bundle has expired: sign a new one.")
+    return found
 
 
 def sign(unsigned: Envelope, keys: Iterable[ec.EllipticCurvePrivateKey]) -> Envelope:

@@ -16,7 +16,8 @@ from typing import Literal
 from esp_idf_defs.otadata import OtaDataSelectEntry, OtaImageState
 from littlefs import LittleFS, LittleFSError
 
-from outpost_tools import agreed, roots
+from outpost_tools import agreed
+from outpost_tools import bundle as bundles
 from outpost_tools.errors import OutpostError
 from outpost_tools.firmwareimage import Firmware, bootloader_for
 from outpost_tools.mpyfile import check_mpy
@@ -143,6 +144,7 @@ def build_image(
     firmware: Firmware | None = None,
     layout: str = "single",
     production: bool = False,
+    bundle: bytes | None = None,
 ) -> bytes:
     """The whole flash, as esptool would write it at offset 0.
 
@@ -152,7 +154,8 @@ def build_image(
     layout        "single", or "ota" for two places for the firmware
     production    the board's prompt is closed from its first start on
     nvs_keys      64 bytes that the NVS is encrypted with; they go into a partition of their own
-    trust         DER of each root
+    trust         DER of each root: they become an unsigned bundle of version 0
+    bundle        a signed trust bundle, in place of `trust`
     build_time_s  Unix time that the device's clock floor starts from
     app           folder whose files take the place of, or join, boot.py and main.py
     files         further files by absolute path; None takes one out
@@ -167,7 +170,7 @@ def build_image(
     content: dict[str, bytes] = {
         **software(library, app),
         agreed.CONFIG_PATH: settings.to_json(),
-        agreed.FACTORY_ROOTS_PATH: roots.pack(trust),
+        agreed.FACTORY_ROOTS_PATH: bundle or bundles.factory(trust, build_time_s),
     }
     for path, data in (files or {}).items():
         if data is None:

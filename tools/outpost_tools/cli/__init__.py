@@ -30,8 +30,11 @@ from outpost_tools.cli import (
     tokens,
     trust,
     trustfleet,
+    trustserve,
 )
 from outpost_tools.cli.common import app
+
+trustserve.add_to(trust.trust_app)
 
 
 def _version(asked: bool) -> None:
@@ -76,4 +79,5 @@ __all__ = [
     "tokens",
     "trust",
     "trustfleet",
+    "trustserve",
 ]

@@ -163,6 +163,10 @@ def image(
     rotation_days: Annotated[
         int, typer.Option(metavar="DAYS", help="Age at which its keys are due; 0 is never.")
     ] = 0,
+    bundle_file: Annotated[
+        Path | None,
+        typer.Option("--bundle", metavar="FILE", help="A signed trust bundle, for the roots."),
+    ] = None,
     encrypt_nvs: Annotated[
         bool, typer.Option("--encrypt-nvs", help="Encrypt the NVS; its keys get a partition.")
     ] = False,
@@ -238,7 +242,13 @@ def image(
             device = Identity.of(registry.get(device_id))
     if payload_key is not None:
         device = device.with_payload_key(payload_key)
-    if root:
+    signed_bundle = None
+    if bundle_file is not None:
+        if root:
+            raise OutpostError("An image takes --root or --bundle: the bundle has the roots.")
+        signed_bundle, name = _bundle(bundle_file)
+        trust, trusted = [], [name]
+    elif root:
         trust, trusted = roots.choose(root), root
     elif DevCA.exists(folder):
         trust, trusted = DevCA(folder).roots_der(), ["development CA"]
@@ -262,6 +272,7 @@ def image(
         firmware=firm,
         layout=layout.value,
         production=production,
+        bundle=signed_bundle,
     )
     path = output or Path(f"{device_id}.bin")
     write_whole(path, content)
@@ -289,6 +300,18 @@ def image(
             f"{path}: {len(content) >> 20} MiB for {device_id}, {place}, "
             f"roots: {', '.join(trusted)}. {_KEYS_SAID[device.holds]}{said_of(firm, production)}"
         )
+
+
+def _bundle(path: Path) -> tuple[bytes, str]:
+    """A bundle for an image, and what to call it."""
+    from outpost_tools import bundle
+
+    try:
+        content = path.read_bytes()
+    except OSError as why:
+        raise OutpostError(f"Cannot read {path} ({why.strerror}).") from None
+    found = bundle.for_image(content, int(time.time()))
+    return content, f"bundle {found.version} of {found.fleet}"
 
 
 @board_app.command("run", epilog="Example: outpost board run pump-7.bin --leg outpost32")

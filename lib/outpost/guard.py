@@ -1,0 +1,156 @@
+"""Guard: what the device's loop tells of its connections, for those who change the trust bundle.
+
+Small, because it stays. What does the work is loaded when there is work, and let go of: install.py
+(a bundle has come), trusting.py (it is on trial), rescue.py (no root works any more), trustfacts.py
+(what is reported). Owns no flash.
+"""
+
+import gc
+import sys
+
+from micropython import const
+
+from . import agreed, delivery, log, telemetry, trust, walk
+from .errors import OutpostError
+
+_SETTLE_MS = const(500)  # from an answer to the new connection, so that the answer gets out
+_REPORT_MS = const(2000)  # after connecting: messages go first
+# As in formats.py, which is not to stay in memory for these.
+_FILE_MAX = const(16384)
+_MISSED = "tr-miss"
+_TRIAL = "tr-try"
+_PROBE_MS = const(1000)  # a trial without a message of the application sends one of ours
+
+
+class Guard:
+    """way: the Walk; incoming, messages: as the Device has them."""
+
+    def __init__(self, way, incoming, messages):
+        self._way = way
+        self._in = incoming
+        self._messages = messages
+        self._again_ms = None  # uptime at which the connection is to be made anew
+        self._report_ms = None  # uptime at which to look whether there is news to report
+        self._told = None  # mark of the report that is on its way
+        self._anchor = None
+        self._missed = _kept(_MISSED)
+        delivery.register("trust", _FILE_MAX, _may_begin, self.installed)
+        if _kept(_TRIAL):
+            trust.trial = _do("trusting", "resumed") or None
+
+    def installed(self, path):
+        """A file has come: (status, result). A trial begins with the next connection."""
+        try:
+            answer = _do("install", "install", path, self._way, raises=True)
+        except OutpostError as e:
+            log.say("trust", "the bundle was not taken: %s" % e)
+            return 409, {"error": str(e)}
+        if answer[0] == 202:
+            self._again_ms = log.uptime_ms() + _SETTLE_MS
+        return answer
+
+    def revoke(self, args, payload):
+        """The signed command trust.revoke."""
+        return _do("install", "revoke", args, raises=True)
+
+    # What the loop tells
+
+    def connected(self, session):
+        """The hub was verified, and has accepted this device."""
+        facts = self._way.connection and self._way.connection.facts
+        self._anchor = (facts and facts["root"]) or self._anchor
+        if trust.trial:
+            trust.trial.connected(session)
+        if self._missed:
+            self._missed = False
+            _do("rescue", "over")
+        self._report_ms = log.uptime_ms() + _REPORT_MS
+
+    def acknowledged(self, session):
+        """The hub has a message that went out on this connection."""
+        if trust.trial and trust.trial.session is session:
+            _do("trusting", "commit", self._way)
+            self._report_ms = log.uptime_ms()
+
+    def failed(self, err):
+        """A connection was not made, or has ended. Whether to try again at once."""
+        if trust.trial:
+            err.person = False  # soon again: the bundle in use is there still
+            return _do("trusting", "failed", err, self._way)
+        if err.stage == "trust" or getattr(err, "untrusted", False):
+            self._missed = True
+            return self._way.config and _do("rescue", "missed", self._way, err.stage == "trust")
+        return False
+
+    def step(self):
+        """Whether the device is to make a new connection now. Called while it is connected."""
+        now = log.uptime_ms()
+        trial = trust.trial
+        if self._again_ms is not None and now >= self._again_ms:
+            self._again_ms = None
+            return trial is not None
+        if trial and trial.session:
+            if trial.probe_ms is not None and now - trial.probe_ms >= _PROBE_MS:
+                trial.probe_ms = None
+                self._probe(trial)
+            return trial.late(self._way) and _do("trusting", "ended")
+        if self._report_ms is not None and now >= self._report_ms:
+            self._report_ms = None
+            self._told = _do("trustfacts", "report", self._way, self._anchor, self._twin)
+        elif self._told and self._in.twin.reported.settled():
+            _do("trustfacts", "told", self._told)
+            self._told = None
+        return False
+
+    def _twin(self):
+        return self._in.twin
+
+    def _probe(self, trial):
+        """An application that has nothing to say must not be why a trial fails."""
+        if not len(self._messages):
+            body = telemetry.encode({"outpost": {"trust": {"trial": trial.version}}})
+            self._messages.accept(body, False, None, is_json=True)
+
+
+def _may_begin(size, sha256, args):
+    """Where its version is said, one that is here does not come again."""
+    version = args.get("version")
+    if not isinstance(version, int) or isinstance(version, bool):
+        return None
+    if trust.trial and trust.trial.version == version:
+        return 202, {"state": "trial", "version": version}
+    there = trust.version()
+    if version == there:
+        return 200, {"state": "in use", "version": there}
+    if version < there:
+        return 422, {"error": "version %d is in use: versions only rise" % there}
+    return None
+
+
+def _kept(name):
+    """Whether NVS has that entry."""
+    import esp32
+
+    try:
+        esp32.NVS(agreed.NVS_NAMESPACE).get_i32(name)
+    except OSError:
+        return False
+    return True
+
+
+def _do(module, name, *args, raises=False):
+    """Load a module, call its function, let go of it; a failure is said, and is no."""
+    gc.collect()
+    try:
+        __import__("outpost." + module)
+        return getattr(sys.modules["outpost." + module], name)(*args)
+    except OutpostError as e:
+        if raises:
+            raise
+        log.error(e)
+        return False
+    finally:
+        for module in ("install", "bundle", "x509", "rescue", "trustfacts", "formats", "trusting"):
+            loaded = sys.modules.get("outpost." + module)
+            if loaded and not (trust.trial and module in ("trusting", "formats")):
+                walk._let_go(loaded)
