@@ -123,7 +123,7 @@ def test_as_many_must_sign_as_the_trust_bundle_says(world):
 @pytest.mark.parametrize("leg", ["outpost32"], indirect=True)
 def test_a_flash_without_room_is_said_before_and_nothing_is_lost(world):
     # 1,792 KiB of file system; what is left after this is too little for a package.
-    update = UpdateWorld(world, files={"/data.bin": bytes(1_720_000)})
+    update = UpdateWorld(world, files={"/data.bin": bytes(1_700_000)})
     update.power_on()
     update.heard("image")
     large = packages.application(packages.main("large"), (("data.bin", bytes(40_000)),))
