@@ -119,9 +119,10 @@ def _ended(e):
     """main.py is over, on a board that has no prompt: what it was goes into the last words."""
     import time
 
-    words = sys.modules.get("outpost.lastwords")
-    if words:
-        words.crashed(e)
+    if "outpost.rtcmem" in sys.modules:
+        from outpost import lastwords
+
+        lastwords.crashed(e)
     print("   -.--- boot     main.py ended (%s): the board restarts" % type(e).__name__)
     time.sleep(3)  # so that one that ends at once does not wear the flash out
 
@@ -129,6 +130,7 @@ def _ended(e):
 _production = _closed()
 if not _production:
     micropython.kbd_intr(3)
+    del globals()["_ended"]
 _there = _boot()
 for _name in ("_number", "_whole", "_on_trial", "_choose", "_boot", "_closed"):
     del globals()[_name]  # it would stay in memory beside main.py, which has the same globals

@@ -10,7 +10,7 @@ import gc
 import os
 
 from . import agreed, log, trust
-from .errors import OutpostError, SignedError, TrustError, number
+from .errors import OutpostError, TrustError
 
 _ANSWERED_S = 2  # in which the answer goes out before the board starts anew
 
@@ -48,17 +48,13 @@ def _signers():
 
 
 def _close_prompt(after):
-    """The prompt is closed, for good: nothing on the board takes that back."""
-    import esp32
-    import micropython
+    from . import production
+    from .walk import _let_go
 
     try:
-        nvs = esp32.NVS(agreed.NVS_NAMESPACE)
-        nvs.set_i32(agreed.NVS_PRODUCTION, 1)
-        nvs.commit()
-    except OSError as e:
-        raise SignedError("NVS did not keep it (error %d): sign it once more" % number(e), True)
-    micropython.kbd_intr(-1)
+        production.close()
+    finally:
+        _let_go(production)
     after(_ANSWERED_S, _restart)  # boot.py does the rest
     return {"production": True}
 

@@ -8,24 +8,12 @@ import gc
 import sys
 import time
 
-from . import (
-    agreed,
-    clock,
-    delivery,
-    desk,
-    lastwords,
-    log,
-    room,
-    sender,
-    telemetry,
-    trust,
-    watchdog,
-)
+from . import agreed, clock, delivery, desk, log, room, sender, telemetry, trust, watchdog
 from .backoff import Backoff
 from .errors import OutboxFull, understood
 from .incoming import Incoming
 from .timers import Timers, milliseconds, moment
-from .walk import Walk
+from .walk import Walk, _let_go
 
 _READS_PER_STEP = 16  # so that a flood from the server cannot starve the timers
 _ACK_TIMEOUT_MS = 30000
@@ -178,6 +166,8 @@ class Device:
             while True:
                 self.pause(self.step())
         except Exception as e:
+            from . import lastwords
+
             lastwords.crashed(e)
             raise
         finally:
@@ -189,7 +179,10 @@ class Device:
         if len(self._messages):
             log.say("outbox", "messages from before wait count=%d" % len(self._messages))
         self._watched = True
+        from . import lastwords
+
         lastwords.begin(self.report)
+        _let_go(lastwords)
 
     def readable(self):
         """Whether the hub has sent something that step() would read."""

@@ -3,15 +3,13 @@
 They lie in RTC memory (rtcmem.py), at most 480 bytes, brought up to date with each line but those
 of routine messages, so that what a hang was preceded by is there when the watchdog bites. Reported
 as the property outpost.stopped after a start that the watchdog caused, or that follows a program
-which ended with an exception. Owns no flash; what is lost with the power is lost.
+which ended with an exception. Loaded at the start and at the end of a life alone. Owns no flash;
+what is lost with the power is lost.
 """
-
-from micropython import const
 
 from . import log, rtcmem
 
-_MAX = const(480)
-_RUNS, _CRASHED = b"r", b"c"  # the first byte of the part
+_CRASHED = b"c"  # the first byte of the part
 
 
 def begin(report):
@@ -33,8 +31,8 @@ def begin(report):
         lines = str(kept[1:], "utf-8").split("\n")
         log.say("boot", "the last start ended badly (%s): its last lines are reported" % why)
         report({"outpost": {"stopped": {"why": why, "lines": lines}}})
-    log.keeper = _keep
-    _keep(log.lines())
+    log.keeper = rtcmem.keep_lines
+    rtcmem.keep_lines(log.lines())
 
 
 def crashed(e):
@@ -43,24 +41,4 @@ def crashed(e):
         return
     log.keeper = None
     log.say("crash", "the program ended with %s" % type(e).__name__)
-    _keep(log.lines(), _CRASHED)
-
-
-def _keep(lines, mark=_RUNS):
-    try:
-        rtcmem.put(rtcmem.LAST_WORDS, mark + _tail(lines))
-    except (MemoryError, OSError):
-        pass  # the lines are a help, and no more
-
-
-def _tail(lines):
-    """As many of the last lines as have room, whole, in ASCII."""
-    first, size = len(lines), 0
-    while first and size + len(lines[first - 1]) + 1 <= _MAX:
-        first -= 1
-        size += len(lines[first]) + 1
-    text = "\n".join(lines[first:]) if first < len(lines) else lines[-1][:_MAX] if lines else ""
-    out = bytearray(len(text))
-    for i, c in enumerate(text):
-        out[i] = ord(c) if ord(c) < 127 else 63
-    return bytes(out)
+    rtcmem.keep_lines(log.lines(), _CRASHED)

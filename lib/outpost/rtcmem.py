@@ -13,6 +13,7 @@ from micropython import const
 
 _MAGIC = b"ORT1"
 _SIZE = const(2048)
+_LINES_MAX = const(480)
 
 CLOCK_VOUCHED = const(1)  # one byte: 1 where the board's clock was set by one who vouched for it
 SESSION = const(2)  # a TLS session (resumption.py)
@@ -69,3 +70,19 @@ def put(number, data):
     struct.pack_into("<I", after, 4, binascii.crc32(memoryview(after)[8:]))
     machine.RTC().memory(after)
     return True
+
+
+def keep_lines(lines, mark=b"r"):
+    """Keep as many of the last lines as have room, whole, in ASCII, after a byte of mark."""
+    first, size = len(lines), 0
+    while first and size + len(lines[first - 1]) < _LINES_MAX:
+        first -= 1
+        size += len(lines[first]) + 1
+    text = bytearray("\n".join(lines[first:] or lines[-1:]).encode()[:_LINES_MAX])
+    for i in range(len(text)):
+        if text[i] > 126:
+            text[i] = 63
+    try:
+        put(LAST_WORDS, mark + text)
+    except (MemoryError, OSError):
+        pass  # the lines are a help, and no more

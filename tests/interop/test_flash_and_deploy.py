@@ -394,6 +394,59 @@ def test_the_library_can_be_deployed_compiled(running, board, tmp_path):
     assert files["/lib/outpost/agreed.mpy"][:2] == bytes([0x4D, emitted()[0]])
 
 
+def test_a_board_that_ran_an_update_runs_what_is_deployed(running, board, tmp_path):
+    from serialside import mpremote
+
+    mpremote(
+        running,
+        "exec",
+        "import os,esp32\nos.mkdir('/app'); os.mkdir('/app/a')\n"
+        "open('/app/a/main.py','w').write('print(1)')\n"
+        "n=esp32.NVS('outpost'); n.set_i32('app-cur',0); n.commit()",
+    )
+    app = app_with(tmp_path, {"main.py": b"print('deployed')\n"})
+    done = json.loads(call(running, "deploy", app, "--wait", 0, "--json"))
+    assert done["left_slot"] and ("outpost", "app-cur") not in held(board)
+    assert "deployed" in call(running, "console", "--reset", "--run-for", 3)
+
+
+def test_a_board_in_production_mode_gets_no_files(world, board, tmp_path):
+    main = b"import time\nwhile True: time.sleep(1)\n"
+    image = world.image(1, "127.0.0.1:1", files={"/main.py": main}, production=True)
+    board.write_bytes(image.read_bytes())
+    app = app_with(tmp_path, {"main.py": b"print('mine')\n"})
+    with served(board, world.leg, heapsize="160K") as port:
+        call(port, "deploy", app, fails="takes signed software only")
+    assert files_on(board)["/main.py"] == main
+
+
+def test_a_running_board_is_provisioned_over_the_port(world, board, tmp_path):
+    """`outpost provision --port`: its request comes out, its certificate goes in, by RFC 2217."""
+    from outpost_tools.ca import create
+
+    create(world.data / "fleet-ca", "test fleet", lambda: "some words for tests")
+    words = tmp_path / "words"
+    words.write_text("some words for tests")
+    hub = world.hub()
+    image = world.image(hub.port, device=Identity(DEVICE_ID))
+    board.write_bytes(image.read_bytes())
+    with served(board, world.leg, heapsize="160K") as port:
+        said = call(
+            port,
+            "provision",
+            DEVICE_ID,
+            "--data",
+            world.data,
+            "--passphrase-file",
+            words,
+            "--ca",
+            world.data / "fleet-ca",
+        )
+        assert "Its key was made on the device" in said
+        said = call(port, "console", "--reset", "--run-for", 10)
+        assert f"connected device={DEVICE_ID}" in said
+
+
 def test_no_board_is_one_sentence(tmp_path):
     app = app_with(tmp_path, {"main.py": b""})
     call("rfc2217://127.0.0.1:1", "deploy", app, fails="does not open")

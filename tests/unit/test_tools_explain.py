@@ -6,7 +6,7 @@ import espimages
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from outpost_tools import roots
+from outpost_tools import bundle, roots
 from outpost_tools.cli import app
 from outpost_tools.errors import OutpostError
 from outpost_tools.explain import explain
@@ -70,6 +70,16 @@ def test_no_secret_of_an_image_is_ever_told(encrypted, tmp_path):
             assert keys.hex() not in done.output
     assert json.loads(done.output)["device"] == (None if encrypted else "pump-7")
     assert secret not in repr(explain(tmp_path / "flash.bin"))
+
+
+def test_a_signed_bundle_is_told_by_its_version(tmp_path):
+    made = bundle.factory(roots.choose(["azure"]), BUILD_TIME)
+    content = made if isinstance(made, bytes) else made.encode()
+    found = told(tmp_path, image(files={"/trust/factory.bin": content}))
+    trust = next(part for part in found.parts if part.name == "vfs").facts["trust"]
+    assert len(trust["roots"]) == 4 and isinstance(trust["version"], int)
+    wrong = told(tmp_path, image(files={"/trust/factory.bin": content[:-30]}))
+    assert any("bundle of the factory is damaged" in line for line in wrong.lines())
 
 
 def test_an_encrypted_nvs_is_said_to_be_and_not_called_a_development_board(tmp_path):

@@ -33,6 +33,7 @@ NO_PROMPT = (
 
 _ABOUT = """
 import sys
+slot = -1
 try:
     import esp32
     from outpost import agreed
@@ -42,10 +43,14 @@ try:
         who = bytes(b[:n.get_blob(agreed.NVS_DEVICE_ID, b)]).decode()
     except OSError:
         who = None
+    try:
+        slot = n.get_i32(agreed.NVS_APP_CURRENT)
+    except OSError:
+        pass
 except ImportError:
     who = None
 import json
-print(json.dumps([getattr(sys.implementation, '_mpy', 0), who]))
+print(json.dumps([getattr(sys.implementation, '_mpy', 0), who, slot]))
 """
 _HASHES = """
 import hashlib, binascii, json
@@ -63,6 +68,18 @@ def h(p):
         return None
     return binascii.hexlify(s.digest()).decode()
 print(json.dumps([h(p) for p in %r]))
+"""
+# What an update brought would run, and not what is deployed: the board goes back to its own files.
+_OWN_AGAIN = """
+import esp32
+from outpost import agreed
+n = esp32.NVS(agreed.NVS_NAMESPACE)
+for k in (agreed.NVS_APP_CURRENT, agreed.NVS_APP_TRIAL):
+    try:
+        n.erase_key(k)
+    except OSError:
+        pass
+n.commit()
 """
 # In one go at the end: the board has the old files, or the new ones, but for a cut in here.
 _IN_PLACE = """
@@ -92,6 +109,7 @@ class Board:
 
     mpy: int
     device_id: str | None
+    slot: int = -1  # of an update; -1: the files in /
 
     @property
     def version(self) -> tuple[int, int]:
@@ -103,6 +121,7 @@ class Deployed:
     device_id: str | None
     sent: list[str] = field(default_factory=list)
     same: int = 0
+    left_slot: bool = False  # it ran an update, and runs its own files again
     bytes: int = 0
 
 
@@ -168,9 +187,9 @@ def _sentence(said: str) -> str:
 
 def about(tool: Mpremote) -> Board:
     answer = tool.ask(_ABOUT)
-    if not isinstance(answer, list) or len(answer) != 2:
+    if not isinstance(answer, list) or len(answer) != 3:
         raise OutpostError("The board's answer cannot be read: try again.")
-    return Board(int(answer[0]), answer[1])
+    return Board(int(answer[0]), answer[1], int(answer[2]))
 
 
 def deploy(tool: Mpremote, files: Mapping[str, bytes], device_id: str | None = None) -> Deployed:
@@ -187,6 +206,9 @@ def deploy(tool: Mpremote, files: Mapping[str, bytes], device_id: str | None = N
     done = Deployed(board.device_id)
     changed = _changed(tool, files)
     done.same = len(files) - len(changed)
+    if board.slot >= 0:
+        tool.run("exec", _OWN_AGAIN)
+        done.left_slot = True
     if not changed:
         return done
     parents = sorted({parent for path in changed for parent in _parents(path)})

@@ -293,6 +293,8 @@ def _trust(files: dict[str, bytes], part: Part) -> list[str]:
     data = files.get(agreed.FACTORY_ROOTS_PATH)
     if data is None:
         return ["no trusted roots: the device will connect to nothing"]
+    if data.startswith(agreed.ENVELOPE_MAGIC):
+        return _bundle(data, part)
     roots = []
     at = 0
     while at + 2 <= len(data):
@@ -304,6 +306,20 @@ def _trust(files: dict[str, bytes], part: Part) -> list[str]:
         at += 2 + size
     part.facts["trust"] = {"version": 0, "roots": roots}
     return [f"trust bundle of the factory: version 0, {len(roots)} roots"] + [
+        f"  root {one[:16]}..." for one in roots
+    ]
+
+
+def _bundle(data: bytes, part: Part) -> list[str]:
+    from outpost_tools.bundle import read
+
+    try:
+        found, _ = read(data)
+    except OutpostError:
+        return ["the trust bundle of the factory is damaged"]
+    roots = [hashlib.sha256(der).hexdigest() for der in found.roots]
+    part.facts["trust"] = {"version": found.version, "roots": roots}
+    return [f"trust bundle of the factory: version {found.version}, {len(roots)} roots"] + [
         f"  root {one[:16]}..." for one in roots
     ]
 

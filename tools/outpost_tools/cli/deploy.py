@@ -47,6 +47,8 @@ def deploy_command(
         for path in done.sent:
             typer.echo(f"  {path}: {len(files[path])} bytes")
         typer.echo(f"  {len(done.sent)} files sent, {done.same} were the same.")
+        if done.left_slot:
+            typer.echo("  It ran an update, and runs the files in / again from now on.")
     opened = open_port(name)
     try:
         watching.restart(opened)
