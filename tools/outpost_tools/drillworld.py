@@ -275,9 +275,7 @@ class DrillWorld:
     def tally(self, quiet: bool) -> None:
         """Each device says how many messages it has accepted; quiet: and makes no more."""
         for member in self.members.values():
-            call = self.hub.core.invoke_method(
-                member.device_id, "tally", quiet, ANSWER_S, ANSWER_S
-            )
+            call = self.hub.core.invoke_method(member.device_id, "tally", quiet, ANSWER_S, ANSWER_S)
             try:
                 _, said = self.hub.core.wait(call)
             except ServiceError as why:
