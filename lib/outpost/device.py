@@ -52,19 +52,19 @@ class Device:
         self._backoff = Backoff(1, 300)
         self._retry_at = 0
         self._health = None  # the application's health check
-        # What the fleet signs: commands, changes of keys, and, delivered in files, of trust and
-        # software.
-        self._desk, self._keys = desk.opened(self._way, self._in.commands, self.after)  # or None
+        # What the fleet signs: changes of trust and software, which come in files, commands,
+        # changes of keys.
         self._files = delivery.opened(self._in)
         self._guard = self._updates = None
         if trust.changeable():
             from .guard import Guard
             from .updates import Updates
 
-            self._guard = Guard(self._way, self._in, self._messages)
+            self._guard = Guard(self._way, self._messages)
             self._updates = Updates(self, self._way, self._in)
-            if self._desk:
-                self._desk.on("trust", "revoke", self._guard.revoke)
+        self._desk, self._keys = desk.opened(self._way, self._in.commands, self.after)  # or None
+        if self._desk and self._guard:
+            self._desk.on("trust", "revoke", self._guard.revoke)
 
     # What the application says
 
