@@ -61,7 +61,7 @@ class Device:
             from .updates import Updates
 
             self._guard = Guard(self._way, self._messages)
-            self._updates = Updates(self, self._way, self._in)
+            self._updates = Updates(self, self._way)
         self._desk, self._keys = desk.opened(self._way, self._in.commands, self.after)  # or None
         if self._desk and self._guard:
             self._desk.on("trust", "revoke", self._guard.revoke)
@@ -282,7 +282,7 @@ class Device:
         self._online_since = log.uptime_ms()
         if self._guard:
             self._guard.connected(session)
-            self._updates.connected()
+            self._updates.connected(session)
 
     @property
     def connection(self):

@@ -15,19 +15,20 @@ from .errors import OutpostError
 
 _ANSWERED_S = const(2)  # in which the answer goes out before the new software starts
 _REPORT_MS = const(2500)  # after connecting: messages go first
+_TOLD_MS = const(5000)  # a connection that lasts so long after a report has brought it
 _LOADED = ("update", "package", "bundle", "x509", "firmware", "appfacts", "slots", "formats")
 
 
 class Updates:
     """Made where somebody may sign software for this board (trust.changeable)."""
 
-    def __init__(self, device, way, incoming):
+    def __init__(self, device, way):
         self._device = device
         self._way = way
-        self._in = incoming
         self._trial = _trial(device)
         self._stage = None  # of a firmware that is coming
-        self._report_ms = self._told = None
+        self._session = self._report_ms = self._told = None
+        self._told_ms = 0
         delivery.register(agreed.APP_KIND, agreed.APP_MAX_BYTES, self._may_begin, self._came)
         place = _other_place()
         if place:
@@ -62,7 +63,9 @@ class Updates:
 
     # What the loop tells
 
-    def connected(self):
+    def connected(self, session):
+        """The hub was verified, and has accepted this device."""
+        self._session, self._told = session, None
         self._report_ms = log.uptime_ms() + _REPORT_MS
 
     def step(self):
@@ -70,20 +73,22 @@ class Updates:
         if self._trial:
             if self._trial.step():
                 self._trial = None
-                _rest("trial")
-                self.connected()
-        elif self._report_ms is not None and log.uptime_ms() >= self._report_ms:
-            self._report_ms = None
-            if self._device.online:
-                self._told = self._try("report", self._in.twin)
-        elif self._told and self._in.twin.reported.settled():
-            self._told = self._try("told", self._told)
+                _rest("trial", "slots")
+                self._report_ms = log.uptime_ms()
+        elif self._device.online:
+            if self._report_ms is not None and log.uptime_ms() >= self._report_ms:
+                self._report_ms = None
+                self._told = self._try("report", self._way, self._session)
+                self._told_ms = log.uptime_ms() + _TOLD_MS
+            elif self._told and log.uptime_ms() >= self._told_ms:
+                # The connection has lasted: the hub has it.
+                self._told = self._try("told", self._told)
 
-    def _try(self, name, what):
+    def _try(self, name, *what):
         try:
-            return _do("appfacts", name, what)
-        except OutpostError as e:
-            log.error(e)
+            return _do("appfacts", name, *what)
+        except (OutpostError, MemoryError, OSError) as e:
+            log.say("update", "its state is not reported now: %s" % e)  # with the next connection
 
 
 def _trial(device):
