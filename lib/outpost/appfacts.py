@@ -4,7 +4,7 @@ import binascii
 import json
 
 from . import agreed, log, slots
-from .update import State
+from .appstate import State
 
 
 def facts():

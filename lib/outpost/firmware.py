@@ -16,8 +16,8 @@ import os
 from micropython import const
 
 from . import agreed, bundle, log, slots, watchdog
+from .appstate import ON_TRIAL, State, signers, wanted
 from .errors import DeliveryError, UpdateError, number
-from .update import State, signers, wanted
 
 _SECTOR = const(4096)
 _NOTE_BYTES = const(65536)  # so often it is noted how much is there: a power cut costs no more
@@ -66,7 +66,7 @@ def begin(size, sha256, args, now):
     where it is not wanted; UpdateError says what is wrong."""
     state = State()
     if state.trial() >= 0:
-        raise UpdateError("software is on trial here: send the next when it is kept or gone")
+        raise UpdateError(ON_TRIAL)
     failed = state.get(slots.NVS_APP_OUTCOME) > slots.KEPT + 16
     failed = state.get(slots.NVS_APP_LAST) if failed else -1
     kept = max(0, state.get(slots.NVS_FIRMWARE_TOP))

@@ -28,11 +28,12 @@ NVS_APP_REPORTED = "app-rep"  # i32: CRC-32 of what was reported last
 FIRMWARE_MAGIC = b"OPFW"
 FIRMWARE_FORMAT = 1
 FIRMWARE_RECORD_MAX = 2048  # of the signed record, head to end
-NONE, KEPT, ENDED, NO_CONNECTION, NOT_HEALTHY = 0, 1, 2, 3, 4  # indices into APP_OUTCOMES
+KEPT, ENDED, NO_CONNECTION, NOT_HEALTHY, REFUSED = 1, 2, 3, 4, 5  # indices into APP_OUTCOMES
 APP_OUTCOMES = (
     "none",
     "in use",
     "it did not hold for a connection in its starts",
     "it made no connection in its time",
     "its health check did not pass in its time",
+    "it was refused after a restart: its console says why",
 )

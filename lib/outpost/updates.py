@@ -6,6 +6,7 @@ Small, because it stays. What does the work is loaded when there is work, and le
 """
 
 import gc
+import os
 import sys
 
 from micropython import const
@@ -16,7 +17,8 @@ from .errors import OutpostError
 _ANSWERED_S = const(2)  # in which the answer goes out before the new software starts
 _REPORT_MS = const(2500)  # after connecting: messages go first
 _TOLD_MS = const(5000)  # a connection that lasts so long after a report has brought it
-_LOADED = ("update", "package", "bundle", "x509", "firmware", "appfacts", "slots", "formats")
+_LATE = agreed.STAGE_PATH + "/software.late"
+_LOADED = ("update", "package", "bundle", "x509", "firmware", "appfacts", "appstate", "slots")
 
 
 class Updates:
@@ -25,6 +27,7 @@ class Updates:
     def __init__(self, device, way):
         self._device = device
         self._way = way
+        _late()
         self._trial = _trial(device)
         self._stage = None  # of a firmware that is coming
         self._session = self._report_ms = self._told = None
@@ -39,10 +42,16 @@ class Updates:
     # Deliveries
 
     def _may_begin(self, size, sha256, args):
-        return _do("update", "may_begin", size, args)
+        return _do("appstate", "may_begin", size, args)
 
     def _came(self, path):
-        return self._restarting(_do("update", "taken", path, self._way.at_least()))
+        try:
+            answer = _do("update", "taken", path, self._way.at_least())
+        except MemoryError:
+            # At the next start there is room. What comes of it is reported.
+            os.rename(path, _LATE)
+            answer = 202, {"state": "later"}
+        return self._restarting(answer)
 
     def _may_flash(self, size, sha256, args):
         return _do("firmware", "begin", size, sha256, args, self._way.at_least())
@@ -89,6 +98,18 @@ class Updates:
             return _do("appfacts", name, *what)
         except (OutpostError, MemoryError, OSError) as e:
             log.say("update", "its state is not reported now: %s" % e)  # with the next connection
+
+
+def _late():
+    """Before there is a connection: install what came when there was no memory to judge it."""
+    try:
+        os.stat(_LATE)
+    except OSError:
+        return
+    installed = _do("update", "late", _LATE)
+    os.remove(_LATE)
+    if installed:
+        _restart()
 
 
 def _trial(device):

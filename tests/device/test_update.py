@@ -28,7 +28,9 @@ def boots(update: UpdateWorld) -> list[str]:
 def test_new_software_is_unpacked_tried_and_kept(device):
     package = packages.application(packages.main("first"), (("parts/a.py", b"x = 1"),))
     answer = device.push(packages.signed(package, 7))
-    assert answer.status == 202 and answer.result["state"] == "trial"
+    # A stock board judges it after a restart, where there is no memory for it beside a connection.
+    assert answer.status == 202
+    assert answer.result["state"] == ("later" if device.world.leg == "stock32" else "trial")
     device.board.wait_for(KEPT % 7, 60)
     device.heard("first")
     # And from then on, whatever happens to the power.
@@ -89,11 +91,18 @@ def attacks() -> dict[str, tuple[bytes, str]]:
 
 
 def test_what_is_not_signed_whole_and_for_this_fleet_is_refused_and_changes_nothing(device):
-    before = device.board.boots
-    for name, (data, words) in attacks().items():
-        why = device.refused(data)
+    stock = device.world.leg == "stock32"
+    for name, (data, words) in list(attacks().items())[:: 7 if stock else 1]:
+        if stock:
+            start = len(device.board.lines)
+            assert device.push(data).result == {"state": "later"}
+            why = device.board.wait_for("update +refused: (.*)", 60, start)[1]
+            device.board.wait_for("acked", 60, len(device.board.lines))
+        else:
+            why = device.refused(data)
+            assert device.board.boots == 1
         assert words in why, (name, why)
-    assert device.board.boots == before == 1
+    assert set(boots(device)) == {"image"}
     device.push(packages.signed(GOOD, 9))
     device.board.wait_for(KEPT % 9, 60)
     device.heard("good")
