@@ -42,7 +42,10 @@ class Updates:
     # Deliveries
 
     def _may_begin(self, size, sha256, args):
-        return _do("appstate", "may_begin", size, args)
+        try:
+            return _do("appstate", "may_begin", size, args)
+        except MemoryError:
+            return None  # it is judged when it is here
 
     def _came(self, path):
         try:
