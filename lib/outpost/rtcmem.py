@@ -15,7 +15,7 @@ _MAGIC = b"ORT1"
 _SIZE = const(2048)
 _LINES_MAX = const(480)
 
-CLOCK_VOUCHED = const(1)  # one byte: 1 where the board's clock was set by one who vouched for it
+CLOCK_VOUCHED = const(1)  # when the board's clock was vouched for, and SNTP asked (clock.py)
 SESSION = const(2)  # a TLS session (resumption.py)
 LAST_WORDS = const(3)  # the last lines of the console (lastwords.py)
 

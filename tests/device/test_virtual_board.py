@@ -172,12 +172,12 @@ def test_boot_runs_before_main_and_a_traceback_reaches_the_console(leg, tmp_path
 
 
 def test_lines_come_while_the_program_runs(leg: str, tmp_path: Path) -> None:
-    flash = flash_with(tmp_path / "f", main="import time\nprint('now')\ntime.sleep(5)")
+    flash = flash_with(tmp_path / "f", main="import time\nprint('now')\ntime.sleep(60)")
     began = time.monotonic()
     process = start(leg, flash)
     try:
         assert process.stdout.readline().strip() == b"now"
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 50
     finally:
         process.kill()
         process.communicate()
@@ -277,7 +277,7 @@ def test_termination_is_at_once_and_still_reported(leg: str, tmp_path: Path) -> 
     process = start(leg, flash, "--report", str(report))
     process.stdout.readline()
     process.terminate()
-    assert process.wait(5) == 143
+    assert process.wait(30) == 143
     assert json.loads(report.read_text())["exit"] == 143
     process.communicate()
 

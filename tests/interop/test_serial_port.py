@@ -121,6 +121,12 @@ def test_a_board_of_another_chip_is_refused_before_anything_is_written(tmp_path:
     assert flash.read_bytes() == b"\xff" * (4 * MIB)
 
 
+def test_a_flasher_stub_is_refused_at_once_and_not_waited_for(tmp_path: Path) -> None:
+    with served(flash_of(tmp_path)) as port:
+        code, said = tool("esptool", "--port", port.url, "flash-id", timeout=60)
+    assert code != 0 and "Failed to enter RAM download mode" in said, said
+
+
 @pytest.mark.parametrize("chip", ["esp32", "esp32c3"])
 def test_written_verified_read_back_and_erased(chip: str, tmp_path: Path) -> None:
     flash = flash_of(tmp_path)

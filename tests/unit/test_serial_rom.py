@@ -247,7 +247,7 @@ def test_no_bytes_whatever_stop_the_loader_or_write_without_a_begin(
     codes = [c for c in range(0x20) if c not in (roms.FLASH_BEGIN, roms.DEFL_BEGIN)]
     for i, piece in enumerate(pieces):
         code = codes[i * 7 % len(codes)]
-        if code in (roms.FLASH_END, roms.DEFL_END, roms.MEM_END, roms.CHANGE_BAUDRATE):
+        if code in (roms.FLASH_END, roms.DEFL_END, roms.CHANGE_BAUDRATE):
             continue
         packet = struct.pack("<BBHI", 0, code, len(piece), 0) + piece
         loader.rom.feed(framed(packet) if whole else piece, BAUD)

@@ -3,7 +3,7 @@
 It owns the state of one download: registers, the write in progress, the speed. Every command is
 judged by its length and its checksum before anything is done; what makes no sense is answered with
 the ROM's own error and changes nothing. Flash is written as the ROM does: erased where a write
-begins, then programmed. It never runs what is loaded into RAM, so a flasher stub does not start.
+begins, then programmed. It never takes code into RAM: no flasher stub starts.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from outpost_tools.serialport.slip import Packets, framed
 from outpost_tools.serialport.spi import Registers
 
 FLASH_BEGIN, FLASH_DATA, FLASH_END = 0x02, 0x03, 0x04
-MEM_BEGIN, MEM_END, MEM_DATA = 0x05, 0x06, 0x07
+MEM_BEGIN = 0x05
 SYNC, WRITE_REG, READ_REG = 0x08, 0x09, 0x0A
 SPI_SET_PARAMS, SPI_ATTACH, READ_FLASH_SLOW = 0x0B, 0x0D, 0x0E
 CHANGE_BAUDRATE, DEFL_BEGIN, DEFL_DATA, DEFL_END = 0x0F, 0x10, 0x11, 0x12
@@ -34,7 +34,6 @@ SYNC_ANSWERS = 8
 CHECKSUM_START = 0xEF
 SLOW_READ_BYTES = 64
 BLOCK_MAX_BYTES = 0x4000
-RAM_MAX_BYTES = 512 << 10
 SIZE_AT_START = 2 << 20  # what the ROM takes the flash for until it is told
 SIZE_MAX = 16 << 20  # addresses have 24 bits
 
@@ -59,15 +58,12 @@ class Rom:
         self._attached = False
         self._size = SIZE_AT_START
         self._write: _Write | None = None
-        self._ram_left = 0
-        self.left: str | None = None  # "run", "reset" or "ram", once it is told to leave
+        self.left: str | None = None  # "run" or "reset", once it is told to leave
         self._commands: dict[int, Callable[[bytes], Answer]] = {
             FLASH_BEGIN: lambda body: self._begin(body, _Write),
             FLASH_DATA: self._data,
             FLASH_END: self._end,
             MEM_BEGIN: self._mem_begin,
-            MEM_DATA: self._mem_data,
-            MEM_END: self._mem_end,
             WRITE_REG: self._write_registers,
             READ_REG: self._read_register,
             SPI_SET_PARAMS: self._set_params,
@@ -112,7 +108,7 @@ class Rom:
         if length != len(body) or code not in self._commands:
             return _answer(0, 0, b"", INVALID)
         try:
-            if code in (FLASH_DATA, MEM_DATA, DEFL_DATA):
+            if code in (FLASH_DATA, DEFL_DATA):
                 body = _checked(body, checksum)
             value, content = self._commands[code](body)
         except Refused as why:
@@ -200,26 +196,10 @@ class Rom:
             raise Refused(INVALID)
         return 0, self._chip.security_info()
 
-    # ---- RAM: taken, and never run
-
     def _mem_begin(self, body: bytes) -> Answer:
-        size, _blocks, _block_bytes, _address = _numbers(body, 4)
-        if size > RAM_MAX_BYTES:
-            raise Refused(FAILED)
-        self._ram_left = size
-        return 0, b""
-
-    def _mem_data(self, body: bytes) -> Answer:
-        if len(body) - 4 > self._ram_left:
-            raise Refused(FAILED)
-        self._ram_left -= len(body) - 4
-        return 0, b""
-
-    def _mem_end(self, body: bytes) -> Answer:
-        stays, _entry = _numbers(body, 2)
-        if not stays:
-            self.left = "ram"  # what would run now is not there: the line stays silent
-        return 0, b""
+        """Nothing is taken into RAM: esptool would wait for its stub's first word for ever."""
+        _numbers(body, 4)
+        raise Refused(FAILED)
 
 
 class _Write:
