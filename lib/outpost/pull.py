@@ -183,9 +183,4 @@ class Pull:
         said = {"version": self._version, "status": status, "why": None}
         if isinstance(result, dict) and "error" in result:
             said["why"] = str(result["error"])
-        try:
-            self._delivery.incoming.twin.report(
-                {agreed.LIBRARY_PROPERTY: {"delivery": {self._name: said}}}
-            )
-        except ValueError as e:
-            log.say("delivery", "what came of it cannot be reported: %s" % e)
+        self._delivery.news[self._name] = said

@@ -19,7 +19,7 @@ _TRIAL_S = const(600)
 _LIVES_MOST = const(3)  # starts of the device that may begin with a bundle on trial
 _REFUSALS_MOST = const(3)  # handshakes that may end without trust in the hub
 
-ON_TRIAL, IN_USE, NOT_TRUSTED, NOT_REACHED, SILENT, RESTARTED = 1, 2, 3, 4, 5, 6
+ON_TRIAL, IN_USE, NOT_TRUSTED, NOT_REACHED, SILENT, RESTARTED, REFUSED = 1, 2, 3, 4, 5, 6, 7
 
 # NVS
 
