@@ -28,28 +28,35 @@ def begin(size, sha256, args):
         return 200, {"state": "have it"}
 
 def parcel(path):
+    digest, size = hashlib.sha256(), 0
     with open(path, "rb") as f:
-        data = f.read()
-    print("PARCEL", len(data), "".join(["%02x" % b for b in hashlib.sha256(data).digest()]))
+        data = part = f.read(256)
+        while part:
+            digest.update(part)
+            size += len(part)
+            part = f.read(256)
+    print("PARCEL", size, "".join(["%02x" % b for b in digest.digest()]))
     if data[:4] == b"slow":
         return slow()
     if data[:3] == b"bad":
         return 422, {"error": "not what I wanted"}
     if data[:5] == b"raise":
         raise OutpostError("this one is no good")
-    return 200, {"state": "read", "bytes": len(data)}
+    return 200, {"state": "read", "bytes": size}
 
 def slow():
     for _ in range(10):
         yield 100
     return 202, {"state": "trial"}
 
+LAZY = ("pieces", "staging", "pull", "fetch")
+
 delivery.register("parcel", 20000, begin, parcel)
 d = Device()
 
 @d.method("modules")
 def modules(payload):
-    return sorted([name for name in sys.modules if "pieces" in name or "staging" in name])
+    return sorted([name for name in sys.modules if name[8:] in LAZY])
 
 @d.method("files")
 def files(payload):

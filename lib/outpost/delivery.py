@@ -8,11 +8,20 @@ arrive are staged, compared with the hash that was announced, and handed over: t
 by nobody here, the handler judges them. Owns no flash itself; staging.py owns /stage.
 """
 
-from . import agreed
+import gc
+
+from micropython import const
+
+from . import agreed, log, trust
 from .errors import DeliveryError
+from .json_in import parse
+from .profile import ANSWER, DESIRED, WHOLE
 
 _kinds = {}
 _device = None  # the Delivery that takes the calls
+_NEVER = const(1 << 50)  # of the uptime in ms
+
+retry_s = (30, 3600)  # where a file could not be fetched: the first wait at most, and the longest
 
 
 class Kind:
@@ -46,25 +55,42 @@ def register(kind, max_bytes, check_begin, handler):
         _device.open()
 
 
-def opened(device):
+def opened(incoming):
     """The Delivery of a device: it takes calls as soon as there is a kind of file to take."""
     global _device
-    _device = Delivery(device)
+    _device = Delivery(incoming)
     if _kinds:
         _device.open()
     return _device
 
 
 class Delivery:
-    def __init__(self, device):
-        self._device = device
+    """Pushes (deliver) and pulls (the desired property "outpost", pull.py) of one device.
+
+    There is memory for one TLS connection. So the device's loop asks due() while it is connected,
+    ends the connection where that says so, and calls fetch() while something is fetching().
+
+    over     kind -> SHA-256 of the file that was dealt with, or refused for good, in this life
+    backoff  of what could not be fetched, or None
+    news     kind -> what is to be reported of it
+    """
+
+    def __init__(self, incoming):
+        self.incoming = incoming
+        self.over = {}
+        self.backoff = None
+        self.news = {}
         self._open = False
-        self._loaded = None  # pieces.py, while it is at work
+        self._loaded = ()  # modules that are let go when there is nothing for them to do
+        self._wish = None
+        self._due_ms = _NEVER  # uptime at which to look at the wish
+        self._pull = None
 
     def open(self):
         if not self._open:
             self._open = True
-            self._device.commands.method(agreed.DELIVERY_METHOD, self.deliver, raw=True)
+            self.incoming.commands.method(agreed.DELIVERY_METHOD, self.deliver, raw=True)
+            self.incoming.follow(self)
 
     def packet_bytes(self):
         """The longest packet that it needs to be let through."""
@@ -74,7 +100,7 @@ class Delivery:
         """One call of the method: (status, result), or a generator that comes to it."""
         from . import pieces
 
-        self._loaded = pieces
+        self._loaded = self._loaded or (pieces.staging, pieces)
         try:
             return pieces.answer(body, _kinds)
         except DeliveryError as e:
@@ -87,9 +113,72 @@ class Delivery:
 
     def rest(self):
         """No piece is to be expected soon."""
-        if self._loaded:
+        if self._loaded and self._pull is None:
             from .walk import _let_go
 
-            _let_go(self._loaded.staging)
-            _let_go(self._loaded)
-            self._loaded = None
+            for module in self._loaded:
+                _let_go(module)
+            self._loaded = ()
+
+    # The desired property
+
+    def desired(self, value):
+        """It came by the application's twin; None: it was removed."""
+        from .state import missing
+
+        self._wished(value)
+        return missing  # it is not answered as the application's are: pull.py reports
+
+    def heard(self, kind, found, body):
+        """What came of the twin where the application has none."""
+        gc.collect()
+        try:
+            if kind == WHOLE:
+                self._wished(parse(body).get(agreed.LIBRARY_PROPERTY))
+            elif kind == ANSWER and found[2] == agreed.LIBRARY_PROPERTY and found[1] == 200:
+                self._wished(parse(body)["desired"].get(agreed.LIBRARY_PROPERTY))
+            elif kind == DESIRED and agreed.LIBRARY_PROPERTY in parse(body):
+                self.incoming.ask_twin()  # it may be a part of it
+        except (ValueError, TypeError, KeyError, AttributeError):
+            pass  # nothing about files is in it
+        except MemoryError:
+            log.say("delivery", "there is no memory to read the twin")
+
+    def _wished(self, value):
+        if value != self._wish:
+            self._wish = value
+            self.backoff = None
+            self._due_ms = _NEVER if value is None else log.uptime_ms()
+
+    def busy(self):
+        """Whether a pull is under way, or is to be begun."""
+        return self._pull is not None or log.uptime_ms() >= self._due_ms
+
+    def due(self):
+        """While the hub is connected: whether the connection is to be ended for a file."""
+        if self.news:
+            news, self.news = self.news, {}
+            self.incoming.tell({agreed.LIBRARY_PROPERTY: {"delivery": news}})
+        if self._pull is None:
+            # A trial is decided on this connection: nothing may end it meanwhile.
+            if log.uptime_ms() < self._due_ms or trust.trial:
+                return False
+            from . import pull
+
+            self._loaded = (pull.fetch, pull, pull.pieces.staging, pull.pieces)
+            self._pull = pull.Pull(self, self._wish, _kinds)
+        return self._pull.connected()
+
+    def fetching(self):
+        return self._pull is not None and self._pull.fetching
+
+    def fetch(self, way):
+        """One piece, while there is no other connection."""
+        self._pull.piece(way)
+
+    def ended(self, wait_ms=_NEVER):
+        """Of a pull: it is over, and the wish is looked at again after that time."""
+        self._pull = None
+        if self._wish is not None:
+            self._due_ms = log.uptime_ms() + wait_ms
+        self.rest()

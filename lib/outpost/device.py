@@ -8,7 +8,7 @@ import gc
 import sys
 import time
 
-from . import agreed, clock, delivery, desk, log, room, sender, telemetry, trust, watchdog
+from . import agreed, clock, desk, log, room, sender, telemetry, trust, watchdog
 from .backoff import Backoff
 from .errors import OutboxFull, understood
 from .incoming import Incoming
@@ -51,13 +51,17 @@ class Device:
         self._online_since = 0
         self._backoff = Backoff(1, 300)
         self._retry_at = 0
-        self._files = delivery.opened(self)
         # What the fleet signs: changes of trust, which come in files, commands, changes of keys.
         self._guard = None
         if trust.changeable():
             from .guard import Guard
 
             self._guard = Guard(self._way, self._messages)
+        self._files = None
+        if "outpost.delivery" in sys.modules:  # somebody takes files: who does not is spared it
+            from . import delivery
+
+            self._files = delivery.opened(self._in)
         self._desk, self._keys = desk.opened(self._way, self._in.commands)  # or None
         if self._desk and self._guard:
             self._desk.on("trust", "revoke", self._guard.revoke)
@@ -89,6 +93,8 @@ class Device:
     def desired(self, name):
         """Decorator: handler(value) gets each new value of the desired property, None where it
         was removed; what it returns, or else the value, is acknowledged in the reported ones."""
+        if name == agreed.LIBRARY_PROPERTY:
+            raise ValueError("the desired property %s is the library's own" % name)
         return _register(self._in.twin.desired, name)
 
     def message(self, handler):
@@ -176,7 +182,11 @@ class Device:
         """Whether all that was taken is sent, and nothing received is under way."""
         session = self._session
         return session is not None and not (
-            len(self._messages) or len(self._in.tasks) or session.busy() or trust.trial
+            (self._files and self._files.busy())
+            or len(self._messages)
+            or len(self._in.tasks)
+            or session.busy()
+            or trust.trial
         )
 
     def waiting(self):
@@ -215,6 +225,10 @@ class Device:
         """Serve the connection, or make one when its time has come. Returns ms to sleep."""
         if self._session:
             return self._serve()
+        if self._files and self._files.fetching():
+            self._files.fetch(self._way)
+            self._in.service()
+            return 0
         left = self._retry_at - log.uptime_ms()
         if left <= 0:
             self._connect()
@@ -240,7 +254,8 @@ class Device:
         self._messages.attach(session)
         if self._keys:
             session.limit = max(session.limit, agreed.COMMAND_PACKET_BYTES)
-        session.limit = max(session.limit, self._files.packet_bytes())
+        if self._files:
+            session.limit = max(session.limit, self._files.packet_bytes())
         self._in.attach(session, way.profile, self.id)
         self.online = True
         self._online_since = log.uptime_ms()
@@ -294,7 +309,8 @@ class Device:
         self.online = False
         session, self._session, self._stream = self._session, None, None
         self._in.detach()
-        self._files.rest()
+        if self._files:
+            self._files.rest()
         if session:
             session.disconnect()
         gc.collect()
@@ -310,6 +326,9 @@ class Device:
             log.say("hub", "a new key is on trial: connecting again with it")
             return self._again()
         if self._guard and self._guard.step():
+            return self._again()
+        if self._files and self._files.due():
+            log.say("hub", "there is a file to fetch: the connection ends for it")
             return self._again()
         for _ in range(_READS_PER_STEP):
             if self._in.full() or session.check_msg() is None:

@@ -157,6 +157,17 @@ def _restart():
 
 
 def _may_begin(size, sha256, args):
+    """Where its version is said, one that is here does not come again."""
+    version = args.get("version")
+    if not isinstance(version, int) or isinstance(version, bool):
+        return None
+    if trust.trial and trust.trial.version == version:
+        return 202, {"state": "trial", "version": version}
+    there = trust.version()
+    if version == there:
+        return 200, {"state": "in use", "version": there}
+    if version < there:
+        return 422, {"error": "version %d is in use: versions only rise" % there}
     return None
 
 

@@ -8,7 +8,7 @@ bundle verifies a hub, whatever happens. Loaded only then.
 
 from micropython import const
 
-from . import agreed, bundle, clock, formats, install, log, trust, trusting, watchdog
+from . import agreed, bundle, clock, formats, install, log, trust, trusting, walk, watchdog
 from .errors import OutpostError
 
 _ATTEMPTS = const(3)
@@ -90,5 +90,9 @@ def _endpoints(store):
 def _fetched(endpoint, way):
     from . import recovery
 
-    status, result = install.install(recovery.fetch(endpoint, formats.TRUST_KIND), way)
+    try:
+        status, _ = recovery.run(endpoint, way, lambda path: install.install(path, way))
+    finally:
+        walk._let_go(recovery.fetch)
+        walk._let_go(recovery)
     return status == 202

@@ -42,6 +42,19 @@ def roots(path=None):
         raise TrustError("%s holds no root: %s" % (path, _REMEDY), True)
 
 
+def version():
+    """Of the bundle in use; 0: it is a list of roots, or is damaged."""
+    try:
+        with open(in_use(), "rb") as f:
+            start = f.read(7)
+            if start[:4] != agreed.ENVELOPE_MAGIC:
+                return 0
+            f.seek(start[6], 1)
+            return int.from_bytes(f.read(4), "big")
+    except (OSError, IndexError):
+        return 0
+
+
 def hosts():
     """Names of the hosts that downloads may come from."""
     return [str(name, "utf-8") for name in values(agreed.SECTION_HOST)]

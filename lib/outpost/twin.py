@@ -230,7 +230,8 @@ class Twin:
 
         def done(outcome, result):
             self._busy.discard(name)
-            self._acknowledge(name, value, version, outcome, result)
+            if result is not missing:  # the library's own handler: it reports in its own way
+                self._acknowledge(name, value, version, outcome, result)
             if name in self._later:
                 self._apply(name, *self._later.pop(name))
 

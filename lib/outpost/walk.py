@@ -111,7 +111,7 @@ class Walk:
 
     def connect(self):
         """The rest of the walk: returns a Session that the hub has accepted."""
-        now = self._ready()
+        now = self.ready()
         c = self.config
         where = Endpoint(c.hub, c.port, c.ecc_only, c.gateway_host)
         if c.dps:
@@ -130,7 +130,7 @@ class Walk:
         self._accepted(credential)
         return session
 
-    def _ready(self):
+    def ready(self):
         """Link and clock for the configuration. Returns the time in Unix seconds."""
         c = self.config
         if not self._link or not self._link.up():

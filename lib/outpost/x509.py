@@ -24,8 +24,9 @@ def _part(b, at, end, kind=None):
     return b[at], start, start + length
 
 
-def _facts(der):
-    """(whether its issuer is its subject, whether it is an authority's, its last moment)."""
+def _parts(der):
+    """The (begin, end) of serial number, algorithm, issuer, validity, subject and key; and where
+    what stands behind them begins and ends."""
     _, at, end = _part(der, 0, len(der), 0x30)
     if end != len(der):
         raise ValueError
@@ -37,17 +38,30 @@ def _facts(der):
     for kind in (0x02, 0x30, 0x30, 0x30, 0x30, 0x30):
         _, begin, at = _part(der, at, end, kind)
         parts.append((begin, at))
+    return parts, at, end
+
+
+def _moments(der, at, end):
+    """A validity's first and last moment, each YYYYMMDDHHMMSS."""
+    found = []
+    for _ in range(2):
+        kind, begin, at = _part(der, at, end)
+        text = str(der[begin:at], "utf-8")
+        if kind == 0x17:
+            text = ("20" if text[:2] < "50" else "19") + text
+        if len(text) != 15 or text[14] != "Z":
+            raise ValueError
+        int(text[:14])
+        found.append(text[:14])
+    return found
+
+
+def _facts(der):
+    """(whether its issuer is its subject, whether it is an authority's, its last moment)."""
+    parts, at, end = _parts(der)
     issuer, validity, subject = parts[2], parts[3], parts[4]
-    _, _, begin = _part(der, validity[0], validity[1])
-    kind, begin, last = _part(der, begin, validity[1])
-    text = str(der[begin:last], "utf-8")
-    if kind == 0x17:
-        text = ("20" if text[:2] < "50" else "19") + text
-    if len(text) != 15 or text[14] != "Z":
-        raise ValueError
-    int(text[:14])
     same = der[issuer[0] : issuer[1]] == der[subject[0] : subject[1]]
-    return same, _authority(der, at, end), text[:14]
+    return same, _authority(der, at, end), _moments(der, *validity)[1]
 
 
 def _authority(der, at, end):
@@ -91,3 +105,8 @@ def last_moment(der):
         return _facts(der)[2]
     except (ValueError, IndexError, UnicodeError):
         return None
+
+
+def validity(der):
+    """Its first and its last moment, as YYYYMMDDHHMMSS; ValueError where they cannot be read."""
+    return _moments(der, *_parts(der)[0][3])

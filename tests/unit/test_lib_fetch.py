@@ -23,7 +23,8 @@ def roots():
     with open(%(root)r, "rb") as f:
         yield f.read()
 
-f = fetch.Fetch(Endpoint("localhost", %(port)d, False), "/fleet/file.bin?v=1", roots, %(size)s, 16384)
+where = Endpoint("localhost", %(port)d, False)
+f = fetch.Fetch(where, "/fleet/file.bin?v=1", roots, %(size)s, 16384)
 buffer = memoryview(bytearray(2048))
 digest = hashlib.sha256()
 at = %(at)d
@@ -45,7 +46,7 @@ print("MS", time.ticks_diff(time.ticks_ms(), start))
 
 @pytest.fixture
 def fetch(micropython, tmp_path):
-    def run(answer, size=len(DATA), at=0, piece_ms=20000, name="localhost"):
+    def run(answer, size=9000, at=0, piece_ms=20000, name="localhost"):
         root = authority()
         (tmp_path / "root.der").write_bytes(root.der)
         with RawHttps(tmp_path / "tls", (leaf(root, name),), answer) as server:

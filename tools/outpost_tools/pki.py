@@ -153,12 +153,22 @@ def _certificate(
 
 
 class DevCA:
-    """The authority in `data`/ca. Several processes may open the same one at the same time."""
+    """The authority in `data`/ca. Several processes may open the same one at the same time.
+
+    title, life  of its roots, where they are made now
+    """
 
     FOLDER = "ca"
     TITLE = "Outpost development"
 
-    def __init__(self, data: Path, kinds: Sequence[Kind] = KINDS) -> None:
+    def __init__(
+        self,
+        data: Path,
+        kinds: Sequence[Kind] = KINDS,
+        title: str = TITLE,
+        life: dt.timedelta = ROOT_LIFE,
+    ) -> None:
+        self._title, self._life = title, life
         self.folder = private_dir(Path(data)) / self.FOLDER
         self.kinds = tuple(kinds)
         private_dir(self.folder)
@@ -182,11 +192,11 @@ class DevCA:
         if not self._file("root", kind).is_file():
             key = _make_key(kind, 4096)
             root = _certificate(
-                f"{self.TITLE} root {kind.upper()}",
+                f"{self._title} root {kind.upper()}",
                 key,
                 None,
                 now - BACKDATE,
-                now + ROOT_LIFE,
+                now + self._life,
                 authority=1,
             )
             self._save("root", kind, key, [root])
@@ -205,7 +215,7 @@ class DevCA:
                 return
         key = _make_key(kind, 2048)
         intermediate = _certificate(
-            f"{self.TITLE} issuer {kind.upper()}",
+            f"{self._title} issuer {kind.upper()}",
             key,
             (root, root_key),
             now - BACKDATE,

@@ -25,6 +25,7 @@ from outpost_tools.errors import OutpostError
 from outpost_tools.fleet import Fleet
 from outpost_tools.nvsimage import Identity
 from outpost_tools.paths import private_dir, write_whole
+from outpost_tools.trustdraft import Draft
 from outpost_tools.vault import TokenPlace
 
 FOLDER = "signers"
@@ -209,6 +210,12 @@ class Pen:
                 f"The command has {len(token)} bytes; a device takes {agreed.COMMAND_MAX_BYTES}."
             )
         return token
+
+    def endorse(self, draft: Draft) -> Draft:
+        """A trust bundle's draft with this signer's signature too."""
+        if "trust" not in self.signer.roles:
+            raise OutpostError(f"The signer {self.signer.name!r} may not sign for trust.")
+        return draft.signed(self._key, self.signer.name)
 
     def sign(self, payload: dict[str, Any]) -> str:
         """A JWS in compact form, ES256."""

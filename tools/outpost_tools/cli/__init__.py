@@ -13,18 +13,23 @@ from outpost_tools.cli import (
     authority,
     boards,
     born,
+    bundles,
     devices,
     enrol,
     factory,
     hub,
     provision,
     rotate,
+    serve,
     service,
     sign,
     tokens,
     trust,
+    trustfleet,
 )
 from outpost_tools.cli.common import app
+
+serve.add_to(trust.trust_app)
 
 
 def _version(asked: bool) -> None:
@@ -51,6 +56,7 @@ __all__ = [
     "authority",
     "boards",
     "born",
+    "bundles",
     "devices",
     "enrol",
     "factory",
@@ -58,8 +64,10 @@ __all__ = [
     "main",
     "provision",
     "rotate",
+    "serve",
     "service",
     "sign",
     "tokens",
     "trust",
+    "trustfleet",
 ]

@@ -98,6 +98,26 @@ def sign_list(data: DataOption = None, as_json: JsonOption = False) -> None:
         typer.echo("There is no signer yet: outpost sign new NAME --role keys")
 
 
+@sign_app.command("public", epilog="Example: outpost sign public anna -o anna.pub")
+def sign_public(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The signer.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="[printed]")
+    ] = None,
+    data: DataOption = None,
+) -> None:
+    """Write a signer's public key, in PEM, for who makes a trust bundle that names it."""
+    from outpost_tools.signing import Signers
+    from outpost_tools.trustparts import public_pem
+
+    pem = public_pem(Signers(data_dir(data)).find(name).point)
+    if output is None:
+        typer.echo(pem.decode(), nl=False)
+    else:
+        write_whole(output, pem, mode=0o644)
+        typer.echo(f"{output}: the public key of {name}.")
+
+
 @sign_app.command("command", epilog="Example: outpost sign command pump-7 keys drop")
 def sign_command(
     device_id: Annotated[str, typer.Argument(metavar="ID", help="The device; * for every one.")],

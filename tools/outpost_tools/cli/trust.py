@@ -1,11 +1,15 @@
-"""`outpost roots`: the trust roots in certs/."""
+"""`outpost roots`: the trust roots in certs/; and the group `outpost trust`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from outpost_tools.cli.common import JsonOption, app, print_json
+from outpost_tools.cli.common import JsonOption, app, group, print_json
+
+trust_app = group(
+    "trust", "What the fleet trusts: bundles of roots, their signatures, their way out."
+)
 
 
 @app.command("roots", epilog="Example: outpost roots --check")

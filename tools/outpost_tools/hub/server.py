@@ -30,7 +30,7 @@ from outpost_tools.hub.store import KEEP_BYTES, Telemetry
 from outpost_tools.hub.throttle import Limits
 from outpost_tools.hub.tls import openssl_suites, server_context
 from outpost_tools.hub.words import in_words
-from outpost_tools.pki import DevCA, Kind
+from outpost_tools.pki import DevCA, Kind, Leaf
 
 __all__ = ["Chain", "Event", "Hub", "in_words", "openssl_suites", "server_context"]
 
@@ -66,6 +66,7 @@ class Hub:
     faces      other protocols on the same listener (DPS)
     services   what else lives as long as the hub does, in its loop (REST)
     keep_bytes  how much telemetry is kept, where that of seven days is more
+    ca         the authority of its certificates, in place of the development CA of `data`
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Hub:
         faces: Sequence[Face] = (),
         services: Sequence[Service] = (),
         keep_bytes: int = KEEP_BYTES,
+        ca: DevCA | None = None,
     ) -> None:
         if chain not in CHAINS:
             raise OutpostError(f"There is no chain {chain!r}: {', '.join(CHAINS)}.")
@@ -102,6 +104,7 @@ class Hub:
         self._changed = threading.Condition()
         self._limits, self._faces, self._services = limits, tuple(faces), tuple(services)
         self._keep_bytes = keep_bytes
+        self._ca = ca
         self._device_context: SSL.Context | None = None
         self._lines: set[Line] = set()
         self._chains = Chains()
@@ -118,9 +121,9 @@ class Hub:
     def start(self) -> tuple[str, int]:
         """Listen; gives the address. Raises OutpostError where that cannot be."""
         if self._context is None:
-            ca = DevCA(self.data, self._kinds)
-            leaves = [ca.server(kind, self.names) for kind in self._kinds]
-            self._device_context = tls.device_context([(leaf.chain, leaf.key) for leaf in leaves])
+            ca = self._ca or DevCA(self.data, self._kinds)
+            leaves = [ca.server(kind, self.names) for kind in ca.kinds]
+            self.show(leaves)
             if self._ignore_record_size:
                 self._ignoring = IgnoringTls(leaves)
         more_files()
@@ -145,6 +148,10 @@ class Hub:
             self.core.close()
             raise self._failure
         return self.host, self.port
+
+    def show(self, leaves: Sequence[Leaf]) -> None:
+        """Who connects from now on is shown these certificates; connections that stand stay."""
+        self._device_context = tls.device_context([(leaf.chain, leaf.key) for leaf in leaves])
 
     def stop(self) -> None:
         """Close every connection and come back when all is on disk."""

@@ -1,0 +1,248 @@
+"""`outpost trust push`, `rollout`, `status`: what is checked, who is sent what, what is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from hubs import eventually
+from operatorworld import World, outpost
+from outpost_tools import vault
+from outpost_tools.pki import DevCA
+from outpost_tools.trustcargo import Told
+from trustdevices import Fleet
+
+import certs
+
+WORDS = "a passphrase for tests"
+THREE = ("pump-1", "pump-2", "pump-3")
+QUICK = ("--patience", "1s")
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch) -> Iterator[World]:
+    data = tmp_path / "data"
+    monkeypatch.setenv("OUTPOST_DATA", str(data))
+    monkeypatch.setenv("OUTPOST_SIGNER_PASSPHRASE", WORDS)
+    monkeypatch.delenv("OUTPOST_CONNECTION_STRING", raising=False)
+    monkeypatch.setattr(vault, "KDF_ROUNDS", 1000)
+    monkeypatch.chdir(tmp_path)
+    world = World(data)
+    for device_id in THREE:
+        outpost("device", "new", device_id)
+    outpost("sign", "new", "anna", "--role", "trust")
+    bundle()  # version 1, which the devices have
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def fleet(world) -> Fleet:
+    return Fleet(world)
+
+
+def bundle(*words: object) -> None:
+    """The next version, complete and kept."""
+    outpost("trust", "new", "-o", "b.draft", *map(str, words))
+    outpost("trust", "sign", "b.draft")
+
+
+def root_file(tmp_path, name: str = "Other CA"):
+    path = tmp_path / f"{name}.pem"
+    path.write_text(certs.holder(name, authority=True, ends=800 * certs.DAY).pem)
+    return path
+
+
+def rollout(*words: str, code: int = 0) -> dict:
+    said = outpost("trust", "rollout", "--json", *QUICK, *words, code=code)
+    return json.loads(said.stdout)
+
+
+def test_a_bundle_is_pushed_and_the_devices_own_word_is_waited_for(world, fleet, tmp_path):
+    device = fleet.connect("pump-1")
+    bundle("--root", root_file(tmp_path))
+    said = outpost("trust", "push", "pump-1").output
+    assert "pump-1 uses version 2" in said and "is verified with version 2" in said
+    assert len(device.taken) == 1
+    assert "pump-1 uses version 2" in outpost("trust", "push", "pump-1").output
+    assert len(device.taken) == 1, "it has it already"
+
+
+@pytest.mark.parametrize(
+    ("manner", "word"),
+    [
+        ("bad", "it went back: the hub is not trusted with it"),
+        ("silent", "not heard of"),
+        ("refuses", "this device takes nothing"),
+        ("old", "no such method"),
+    ],
+)
+def test_a_push_that_came_to_nothing_says_why_and_exits_with_1(world, fleet, manner, word):
+    fleet.connect("pump-1", manner)
+    bundle()
+    assert word in outpost("trust", "push", "pump-1", *QUICK, code=1).output
+
+
+def test_a_device_that_is_away_is_said_to_be_and_exits_with_3(world):
+    bundle()
+    assert "not connected" in outpost("trust", "push", "pump-1", code=3).output
+
+
+def test_a_bundle_that_would_strand_the_fleet_is_not_sent_to_anybody(world, fleet, tmp_path):
+    for device_id in THREE:
+        fleet.connect(device_id)
+    outpost("trust", "new", "-o", "b.draft", "--root", str(root_file(tmp_path)))
+    for kind in ("RSA", "ECDSA"):
+        outpost("trust", "remove", "b.draft", "--root", f"Outpost development root {kind}")
+    outpost("trust", "sign", "b.draft")
+    for words in (("push", "pump-1"), ("rollout",), ("rollout", "--dry-run")):
+        said = outpost("trust", *words, code=1).output
+        assert "would strand the fleet" in said and "Nothing was sent" in said
+    assert fleet.took() == []
+    assert not (world.data / "rollouts").exists()
+
+
+def test_a_root_of_the_right_name_and_the_wrong_key_would_strand_it_too(world, fleet, tmp_path):
+    fleet.connect("pump-1")
+    ca = DevCA(world.data)
+    misspelt = root_file(tmp_path, "Outpost development root RSA")
+    outpost("trust", "new", "-o", "b.draft", "--root", str(misspelt))
+    for kind in ca.kinds:
+        outpost("trust", "remove", "b.draft", "--root", str(ca.root_file(kind)))
+    outpost("trust", "sign", "b.draft")
+    assert "would strand" in outpost("trust", "push", "pump-1", code=1).output
+    assert fleet.took() == []
+
+
+def test_another_endpoint_that_the_devices_need_is_verified_as_well(world, fleet):
+    fleet.connect("pump-1")
+    bundle()
+    port = world.rest.port
+    assert (
+        f"localhost:{port}"
+        in outpost("trust", "push", "pump-1", "--endpoint", f"localhost:{port}").output
+    )
+    bundle()
+    said = outpost("trust", "push", "pump-1", "--endpoint", "localhost:1", code=1).output
+    assert "cannot be reached" in said
+    assert len(fleet.devices["pump-1"].taken) == 1
+
+
+def test_a_bundle_that_lacks_signatures_is_not_sent(world, fleet):
+    fleet.connect("pump-1")
+    outpost("trust", "new", "-o", "b.draft")
+    assert "not complete" in outpost("trust", "push", "pump-1", "b.draft", code=1).output
+    assert fleet.took() == []
+
+
+def test_a_rollout_reaches_everyone_and_the_next_one_has_nothing_to_do(world, fleet):
+    for device_id in THREE:
+        fleet.connect(device_id)
+    bundle()
+    found = rollout()
+    assert found["done"] == 3 and fleet.took() == list(THREE)
+    assert rollout()["done"] == 3
+    assert all(len(device.taken) == 1 for device in fleet.devices.values())
+
+
+def test_a_rollout_stops_at_the_first_that_goes_back_and_goes_on_when_told(world, fleet):
+    bad = fleet.connect("pump-1", "bad")
+    for device_id in THREE[1:]:
+        fleet.connect(device_id)
+    bundle()
+    found = rollout(code=1)
+    assert fleet.took() == ["pump-1"] and found["waiting"] == 2
+    assert "not trusted with it" in found["failures"]["pump-1"]
+    assert rollout(code=1)["waiting"] == 2, "it stays stopped"
+    bad.manner = "good"
+    assert rollout("--retry")["done"] == 3
+
+
+def test_an_old_report_of_a_failure_is_not_taken_for_this_attempt(world, fleet):
+    fleet.connect("pump-1", "bad")
+    bundle()
+    rollout("--only", "pump-1", code=1)
+    fleet.devices["pump-1"].manner = "silent"
+    found = rollout("--only", "pump-1", "--retry", code=1)
+    assert "not heard of" in found["failures"]["pump-1"]
+
+
+def test_who_was_away_or_is_new_is_reached_by_the_same_command_again(world, fleet):
+    fleet.connect("pump-1")
+    bundle()
+    found = rollout(code=3)
+    assert found["done"] == 1 and found["missed"] == ["pump-2", "pump-3"]
+    outpost("device", "new", "pump-4")
+    for device_id in (*THREE[1:], "pump-4"):
+        fleet.connect(device_id)
+    assert rollout()["done"] == 4
+    assert len(fleet.devices["pump-1"].taken) == 1
+
+
+def test_a_dry_run_shows_the_waves_and_sends_nothing(world, fleet):
+    for device_id in THREE:
+        fleet.connect(device_id)
+    bundle()
+    words = ("--dry-run", "--first", "pump-3", "--waves", "1")
+    assert rollout(*words)["waves"] == [["pump-3"], ["pump-1", "pump-2"]]
+    assert fleet.took() == [] and not (world.data / "rollouts").exists()
+
+
+def test_disabled_devices_are_left_out_and_unknown_ones_get_a_sentence(world, fleet):
+    fleet.connect("pump-1")
+    for device_id in THREE[1:]:
+        outpost("device", "disable", device_id)
+    bundle()
+    assert rollout()["done"] == 1
+    assert (
+        "no enabled device 'pump-9'"
+        in outpost("trust", "rollout", "--only", "pump-9", code=1).output
+    )
+
+
+def test_status_tells_version_root_and_who_is_behind(world, fleet):
+    bundle()
+    ca = DevCA(world.data)
+    anchor = certs_print(ca.roots_der()[1])[:16]
+    fleet.connect("pump-1").report(2, anchor=anchor)
+    fleet.connect("pump-2").report(1, {"version": 2, "outcome": "the hub is not trusted with it"})
+    assert eventually(lambda: status()["versions"] == {"1": 1, "2": 1, "not told": 1})
+    found = status()
+    assert (found["newest"], found["behind"], found["connected"]) == (2, 2, 2)
+    by_id = {row["device"]: row for row in found["rows"]}
+    assert by_id["pump-1"]["root"] == "Outpost development root ECDSA"
+    assert "not trusted" in by_id["pump-2"]["change"]
+    assert [row["device"] for row in status("--behind")["rows"]] == ["pump-2", "pump-3"]
+    shown = outpost("trust", "status").output
+    assert "2 behind" in shown and "pump-3" in shown
+
+
+def certs_print(der: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(der).hexdigest()
+
+
+def status(*words: str) -> dict:
+    return json.loads(outpost("trust", "status", "--json", *words).output)
+
+
+@pytest.mark.parametrize(
+    "trust",
+    [
+        None,
+        "x",
+        [],
+        {"version": "7"},
+        {"version": True},
+        {"version": 7.5},
+        {"version": {}, "roots": "x", "anchor": 3, "change": "x", "expires_days": "1"},
+        {"anchor": "\x1b[2J", "change": {"version": [], "outcome": "\x1b[2J"}},
+        {"roots": [1, {}, "\x1b"], "change": {"outcome": "x" * 100000}},
+    ],
+)
+def test_a_device_that_lies_in_its_report_breaks_nothing(trust):
+    told = Told.of({"deviceId": "x", "properties": {"reported": {"outpost": {"trust": trust}}}})
+    assert told.version is None and told.roots == () and told.anchor is None
+    assert len(told.change) <= 200 and told.change.isprintable()

@@ -1,0 +1,114 @@
+"""Before a bundle is sent: whom it goes to, and whether anybody would be stranded by it.
+
+It asks the live endpoints under the devices' own policy, and refuses a bundle with which devices
+would not connect to each of them as they are now. It owns nothing; waves.py keeps the plan.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from outpost_tools import endpoint, trustparts, trustwords, waves
+from outpost_tools.bundle import Bundle
+from outpost_tools.connection import Connection
+from outpost_tools.endpoint import Endpoint, Seen
+from outpost_tools.envelope import Envelope
+from outpost_tools.errors import OutpostError
+from outpost_tools.hub import running
+from outpost_tools.operator import Operator
+from outpost_tools.trustcargo import TrustCargo
+from outpost_tools.trustshelf import Shelf
+from outpost_tools.waves import Ledger
+
+
+def endpoints(connection: Connection, data: Path, more: Sequence[str]) -> list[Endpoint]:
+    """What the fleet connects to: its hub, and what was named beside it."""
+    found = [endpoint.parse(text) for text in more]
+    if connection.is_azure:
+        return [Endpoint(connection.host), *found]
+    local = running.find(data)
+    if local is not None and local.service == connection.host:
+        address = running.EVERYWHERE.get(local.host, local.host)
+        return [Endpoint((*local.names, local.host)[0], local.port, address), *found]
+    if not found:
+        raise OutpostError(
+            "Where do the devices connect to? Give it with --endpoint HOST[:PORT]: nothing is sent "
+            "before its chain was verified with the new bundle."
+        )
+    return found
+
+
+def verified(made: Bundle, seen: Sequence[Seen]) -> list[str]:
+    """What there is to say of endpoints; OutpostError where devices would not connect to one."""
+    lines = []
+    for one in seen:
+        if not one.good:
+            raise OutpostError(
+                f"Version {made.version} would strand the fleet: {one.why} Nothing was sent."
+            )
+        names = ", ".join(trustparts.common_name(made.roots[n]) for n in one.anchors)
+        lines.append(f"{one.endpoint} is verified with version {made.version}, by {names}.")
+        if one.ends is not None:
+            days = trustwords.days_until(one.ends)
+            if days < trustwords.SOON.days:
+                lines.append(f"Note: its chain ends on {one.ends:%Y-%m-%d}, in {days} days.")
+    return lines
+
+
+def recoverable(made: Bundle) -> list[str]:
+    """Notes on recovery endpoints that would not help now."""
+    lines = []
+    for point in made.recovery:
+        where = Endpoint(point.host, point.port)
+        try:
+            seen = endpoint.look(where, [point.pin])
+            why = seen.why
+        except OutpostError as trouble:
+            why = str(trouble)
+        if why:
+            lines.append(f"Note: the recovery endpoint {where} would not help now: {why}")
+    return lines
+
+
+class Shipment(TrustCargo):
+    """A bundle for a fleet: checked, planned, then pushed by rollout.Rollout."""
+
+    def __init__(self, operator: Operator, shelf: Shelf, made: Envelope) -> None:
+        self.show: Callable[[dict[str, Any]], None] = lambda event: None
+        super().__init__(operator, made, shelf.deliverable(made), self._progressed)
+        self._bundle = Bundle.of(made)
+        self._operator = operator
+
+    def check(self, where: Sequence[Endpoint], ecc_only: bool = False) -> list[str]:
+        seen = [endpoint.look(one, self._bundle.roots, ecc_only=ecc_only) for one in where]
+        lines = verified(self._bundle, seen)
+        lines += [f"Note: {line}" for line in trustwords.ending(self._bundle)]
+        return lines + recoverable(self._bundle)
+
+    def plan(
+        self, ledger: Ledger, only: Sequence[str] | None, first: Sequence[str], sizes: str
+    ) -> list[list[str]]:
+        """The waves: of a rollout that has begun those that it has, and one for newcomers."""
+        there = self._devices()
+        for device_id in (*(only or ()), *first):
+            if device_id not in there:
+                raise OutpostError(f"The hub has no enabled device {device_id!r}.")
+        wanted = list(dict.fromkeys([*first, *(only or there)]))
+        if not ledger.begun:
+            return waves.plan(wanted, sizes)
+        known = {one for wave in ledger.waves for one in wave}
+        more = [one for one in wanted if one not in known]
+        return [*ledger.waves, *([more] if more else [])]
+
+    def begin(self, ledger: Ledger, planned: Sequence[Sequence[str]]) -> None:
+        if not ledger.begun:
+            ledger.begin(self.kind, self.what, planned)
+        for wave in planned[len(ledger.waves) :]:
+            ledger.add(wave)
+
+    def _devices(self) -> list[str]:
+        twins = self._operator.devices()
+        return sorted(twin["deviceId"] for twin in twins if twin.get("status") != "disabled")
+
+    def _progressed(self, device_id: str, have: int, size: int) -> None:
+        self.show({"event": "bytes", "device": device_id, "have": have, "size": size})
