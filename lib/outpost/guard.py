@@ -47,6 +47,8 @@ class Guard:
             return 409, {"error": str(e)}
         if answer[0] == 202:
             self._again_ms = log.uptime_ms() + _SETTLE_MS
+            # So that the outcome is news, even where it is that of an earlier trial.
+            self._told = _do("trustfacts", "report", self._way, self._anchor, self._twin)
         return answer
 
     def revoke(self, args, payload):
