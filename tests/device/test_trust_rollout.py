@@ -14,7 +14,7 @@ from outpost_tools.rollout import Limits, Rollout
 from outpost_tools.trustplan import Shipment
 from outpost_tools.waves import FAILED, Ledger
 
-LEGS_HERE = ("outpost32", "stock32")
+LEGS_HERE = ("outpost32", "outpost64")
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def push(world, made, number=1) -> Ledger:
     shipment = Shipment(world.operator, world.shelf, made)
     ledger = Ledger(world.folder / f"push-{made.version}-{number}.jsonl")
     ledger.begin(shipment.kind, shipment.what, [list(world.members)])
-    Rollout(ledger, shipment, Limits(patience_s=20, poll_s=0.2)).run()
+    Rollout(ledger, shipment, Limits(patience_s=90, poll_s=0.2)).run()
     return ledger
 
 
