@@ -51,16 +51,16 @@ class Device:
         self._online_since = 0
         self._backoff = Backoff(1, 300)
         self._retry_at = 0
-        # What the fleet signs: commands, changes of keys, and, delivered in files, of trust.
-        self._desk, self._keys = desk.opened(self._way, self._in.commands)  # or None
         self._files = delivery.opened(self._in)
+        # What the fleet signs: changes of trust, which come in files, commands, changes of keys.
         self._guard = None
         if trust.changeable():
             from .guard import Guard
 
-            self._guard = Guard(self._way, self._in, self._messages)
-            if self._desk:
-                self._desk.on("trust", "revoke", self._guard.revoke)
+            self._guard = Guard(self._way, self._messages)
+        self._desk, self._keys = desk.opened(self._way, self._in.commands)  # or None
+        if self._desk and self._guard:
+            self._desk.on("trust", "revoke", self._guard.revoke)
 
     # What the application says
 

@@ -6,9 +6,9 @@ only while something is installed or revoked. docs/trust.md.
 
 from micropython import const
 
-from . import agreed, bundle, formats, trust
+from . import agreed, bundle, clock, formats, trust
 from .errors import OutpostError, TrustError, number
-from .trusting import begin, entry, erase, nvs, write
+from .trusting import REFUSED, begin, entry, erase, nvs, write
 
 _PIECE = const(256)
 
@@ -19,7 +19,7 @@ def usable(path):
     """The Head of a bundle that lies here whole, or None. An older image's list has version 0."""
     try:
         with open(path, "rb") as f:
-            if trust.to_body(f) is None:
+            if path == agreed.FACTORY_ROOTS_PATH and trust.to_body(f) is None:
                 h = bundle.Head()
                 h.version = h.floor = 0
                 h.fleet, h.keys, h.signed = b"", b"\0\0", None
@@ -86,12 +86,23 @@ def install(path, way):
     base = present(store)
     if base.in_use and base.signed and _newest(path) == base.signed:
         return 200, {"state": "in use", "version": base.version}
-    now = way.at_least()
+    now = way.at_least() or clock.Clock(()).floor
     h = bundle.accepted(path, agreed.ROLE_TRUST, base.fleet, base.above, base.keys, now)
     if way.date() is not None and h.issued > now + 86400:
         raise TrustError("it was issued in the future: check the clock of who signed it")
     begin(store, _stored(store, path, h), h)
     return 202, {"state": "trial", "version": h.version}
+
+
+def late(path, way):
+    """install() of a file whose sender has his answer already: a refusal is reported."""
+    try:
+        return install(path, way)
+    except TrustError:
+        store = nvs()
+        write(store, formats.NVS_TRUST_CHANGE, 0)
+        write(store, formats.NVS_TRUST_OUTCOME, REFUSED)
+        raise
 
 
 def _newest(path):

@@ -14,7 +14,7 @@ from outpost_tools.rollout import Limits, Rollout
 from outpost_tools.trustplan import Shipment
 from outpost_tools.waves import FAILED, Ledger
 
-LEGS_HERE = ("outpost32", "outpost64")
+LEGS_HERE = ("outpost32", "stock32")
 
 
 @pytest.fixture
