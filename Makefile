@@ -30,11 +30,12 @@ APT_BUILD := gcc-multilib make xz-utils bzip2 ca-certificates
 APT_TEST := mosquitto nats-server rabbitmq-server haproxy openssl iproute2 nmap sslscan softhsm2 strace
 
 .DELETE_ON_ERROR:
-.PHONY: help run test test-all lint bench micropython roots flash deploy console erase clean
+.PHONY: help run drill test test-all lint bench micropython roots flash deploy console erase clean
 
 help:
 	@echo "make run          a device boots from its flash image, connects and sends"
 	@echo "                  RUN_FOR=20 stops by itself; DEVICES=5; MFL=512|1024|2048|4096|none"
+	@echo "make drill        a fleet of ten goes over to another root; a bad bundle; the emergency"
 	@echo "make test         the test suite; make test-all adds what takes long,"
 	@echo "                  and writes docs/faults.md"
 	@echo "make lint         ruff, and the C with all warnings as errors"
@@ -50,6 +51,9 @@ help:
 
 run: micropython
 	@$(BIN)/outpost demo --devices '$(DEVICES)' --mfl '$(MFL)' --leg '$(LEG)' $(if $(RUN_FOR),--run-for '$(RUN_FOR)')
+
+drill: micropython
+	@$(BIN)/outpost drill --leg '$(LEG)'
 
 test: micropython $(BUILD)/.apt-test
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)

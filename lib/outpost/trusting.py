@@ -66,7 +66,8 @@ def erase(store, *names):
 
 def begin(store, slot, h):
     """The bundle in the slot is on trial from the next connection on."""
-    erase(store, formats.NVS_TRUST_LIVES)
+    # What comes of it is reported even where it is what came of an earlier trial.
+    erase(store, formats.NVS_TRUST_LIVES, formats.NVS_TRUST_REPORTED)
     write(store, formats.NVS_TRUST_CHANGE, h.version)
     write(store, formats.NVS_TRUST_OUTCOME, ON_TRIAL)
     write(store, formats.NVS_TRUST_TRIAL, slot)

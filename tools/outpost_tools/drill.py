@@ -5,22 +5,22 @@ does not come out as it should ends the drill with a sentence. The parts are dri
 picture is drillview.py's. Nothing of it touches a real fleet: all of it is on loopback.
 """
 
+import datetime as dt
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
-
 from outpost_tools import endpoint
 from outpost_tools.bundle import Bundle
 from outpost_tools.bundle import Endpoint as Recovery
-from outpost_tools.bundleserver import BundleServer
-from outpost_tools.drillworld import FLEET, DrillWorld
+from outpost_tools.bundleserver import BundleServer, of_mapping, recovery_path
+from outpost_tools.drillworld import DrillWorld
 from outpost_tools.envelope import Envelope
 from outpost_tools.errors import OutpostError
+from outpost_tools.hub.tls import server_context
 from outpost_tools.pki import DevCA
 from outpost_tools.rollout import Limits, Rollout
 from outpost_tools.trustplan import Shipment, verified
@@ -35,13 +35,16 @@ DEVICES_MAX = 50
 
 @dataclass(frozen=True)
 class Plan:
-    """patience_s: how long a step may take before the drill has failed."""
+    """patience_s  how long a step may take before the drill has failed
+    pace_s      how long to stay after each phase, for who watches
+    """
 
     folder: Path
     devices: int = 10
     leg: str = "outpost32"
     waves: str = "1,30%"
     patience_s: float = PATIENCE_S
+    pace_s: float = 0.0
 
     def check(self) -> None:
         if not 1 <= self.devices <= DEVICES_MAX:
@@ -56,7 +59,7 @@ class Drill:
     """`Drill(plan, tell).run()`.
 
     tell  gets what happens, as plain data: {"event": "phase", "title"}, {"event": "step", "text"},
-          and {"event": "look"} whenever what is known of the devices is new
+          {"event": "look"} whenever what is known of the devices is new, and {"event": "end"}
     """
 
     def __init__(self, plan: Plan, tell: Callable[[dict[str, Any]], None]) -> None:
@@ -64,24 +67,30 @@ class Drill:
         self.plan, self._tell = plan, tell
         self.world: DrillWorld
         self.root_names: dict[str, str] = {}
+        self._files: dict[str, bytes] = {}  # at the recovery endpoint
+        self._phases = 0
         self._began = time.monotonic()
 
     def run(self) -> dict[str, Any]:
         """The whole of it; gives the figures. DrillFailed says which step went wrong."""
         with DrillWorld(self.plan.folder, self.plan.devices, self.plan.leg) as self.world:
             a, b, c = self._authorities()
-            with BundleServer(self.plan.folder / "server", names=("localhost",)) as self._server:
-                first = self._fleet_under(a)
-                self._over_to(a, b, first)
-                bad = self._misspelt(b)
-                self._emergency(b, c, bad)
+            # Known by its pin, whatever becomes of the other roots.
+            pinned = self.world.authority("Recovery")
+            files = of_mapping(self._files)
+            with BundleServer(files, server_context([self.world.leaf(pinned)])) as server:
+                point = Recovery("localhost", server.port, self.world.root(pinned))
+                self._fleet_under(a, point)
+                self._over_to(a, b)
+                self._misspelt(b)
+                self._emergency(b, c)
                 return self._end()
 
     def _authorities(self) -> tuple[DevCA, DevCA, DevCA]:
         made = (
-            self.world.authority("Root A"),
-            self.world.authority("Root B", SHORT_LIFE_DAYS),
-            self.world.authority("Root C"),
+            self.world.authority("A"),
+            self.world.authority("B", SHORT_LIFE_DAYS),
+            self.world.authority("C"),
         )
         for ca, name in zip(made, "ABC", strict=True):
             self.root_names[_mark(self.world.root(ca))] = name
@@ -89,17 +98,15 @@ class Drill:
 
     # The phases
 
-    def _fleet_under(self, a: DevCA) -> Envelope:
+    def _fleet_under(self, a: DevCA, recovery: Recovery) -> None:
         self._phase(f"{self.plan.devices} devices under root A")
         self.world.open_hub(a)
-        recovery = Recovery("localhost", self._server.port, self._server.pin)
         first = self.world.first([self.world.root(a)], [recovery])
         self.world.build(first)
         self.world.power_on()
         self._all_connected("all are connected, and send a message each second")
-        return first
 
-    def _over_to(self, a: DevCA, b: DevCA, first: Envelope) -> None:
+    def _over_to(self, a: DevCA, b: DevCA) -> None:
         root_a, root_b = self.world.root(a), self.world.root(b)
         self._phase("the bundle with A and B goes out in waves, telemetry goes on")
         both = self.world.next([root_a, root_b])
@@ -113,9 +120,9 @@ class Drill:
         self._all_connected("all are connected, and none knows root A any more", _mark(root_b))
         self._none_lost()
 
-    def _misspelt(self, b: DevCA) -> Envelope:
+    def _misspelt(self, b: DevCA) -> None:
         self._phase("a bad bundle: B misspelt (its name, another key)")
-        other = self.world.root(DevCA(self.plan.folder / "misspelt", ("ecdsa",), "Root B"))
+        other = self.world.root(DevCA(self.plan.folder / "misspelt", ("ecdsa",), "B"))
         bad = self.world.next([other])
         try:
             verified(Bundle.of(bad), [endpoint.look(self.world.listener, [other])])
@@ -129,9 +136,8 @@ class Drill:
             raise DrillFailed(f"Of the misspelt bundle the devices say: {counts}.")
         self._all_connected("every device tried it, and went back", _mark(self.world.root(b)))
         self._none_lost()
-        return bad
 
-    def _emergency(self, b: DevCA, c: DevCA, bad: Envelope) -> None:
+    def _emergency(self, b: DevCA, c: DevCA) -> None:
         self._phase("the emergency: B expires before there is another bundle")
         self.world.tally(quiet=False)
         self.world.power_off()
@@ -150,7 +156,7 @@ class Drill:
         self._step("every device refuses the hub: its root has expired")
         self.world.move_hub(c, long)
         rescue = self.world.next([self.world.root(c)])
-        self._server.put_trust(FLEET, self.world.shelf.deliverable(rescue))
+        self._files[recovery_path(self.world.fleet)] = self.world.shelf.deliverable(rescue)
         self._step("the hub has moved to root C; a bundle lies at the recovery endpoint")
         self._all_connected(
             "all came back through the recovery endpoint", _mark(self.world.root(c)), rescue.version
@@ -164,6 +170,7 @@ class Drill:
             f"all {world.connected} devices are connected, {world.messages} messages arrived, "
             f"{world.lost} lost, in {seconds} s"
         )
+        self._tell({"event": "end"})
         return {
             "devices": self.plan.devices,
             "connected": world.connected,
@@ -254,6 +261,11 @@ class Drill:
         self._tell({"event": "look"})
 
     def _phase(self, title: str) -> None:
+        ends = time.monotonic() + self.plan.pace_s
+        while self._phases and time.monotonic() < ends:
+            self._look()
+            time.sleep(LOOK_S)
+        self._phases += 1
         self._tell({"event": "phase", "title": title})
 
     def _step(self, text: str) -> None:
@@ -261,16 +273,8 @@ class Drill:
 
 
 def _mark(root: bytes) -> str:
-    import hashlib
-
     return hashlib.sha256(root).hexdigest()[:16]
 
 
-def _later(seconds: float) -> Any:
-    import datetime as dt
-
+def _later(seconds: float) -> dt.datetime:
     return dt.datetime.now(dt.UTC).replace(microsecond=0) + dt.timedelta(seconds=seconds)
-
-
-def der(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(Encoding.DER)

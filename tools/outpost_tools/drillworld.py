@@ -1,7 +1,7 @@
-"""What the drill takes place in: a hub whose authority can change, boards, signers, and their words.
+"""Where the drill takes place: a hub whose authority can change, boards, signers, and their words.
 
-It owns everything that it starts and ends all of it; the folder it is given is its own. Every part is
-the real one, on loopback: hub and service side, SNTP, virtual boards with their flash images.
+It owns everything that it starts and ends all of it; the folder it is given is its own. Every part
+is the real one, on loopback: hub and service side, SNTP, virtual boards with their flash images.
 """
 
 import contextlib
@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from outpost_tools import trustdraft, vault
+from outpost_tools import trustdraft
 from outpost_tools.board import LEGS, Board, Line
 from outpost_tools.bundle import Endpoint
 from outpost_tools.connection import Connection
+from outpost_tools.demo import LIBRARY_OF
 from outpost_tools.endpoint import Endpoint as Listener
 from outpost_tools.envelope import Envelope, Keys
 from outpost_tools.errors import OutpostError
@@ -80,6 +81,7 @@ class Member:
     board: Board | None = None
     connected: bool = False
     told: Told = field(default_factory=Told)
+    earlier: str = ""  # what its console said before the power was off
     word: str = ""  # the last line of its console about trust
     arrived: dict[str, set[int]] = field(default_factory=dict)  # by life: the numbers
     accepted: dict[str, int] = field(default_factory=dict)  # by life: how many it said it has
@@ -107,10 +109,9 @@ class DrillWorld:
         folder: Path,
         devices: int,
         leg: str = "outpost32",
-        recovery: Sequence[Endpoint] = (),
     ) -> None:
         self.folder = private_dir(folder)
-        self.leg = leg
+        self.leg, self.fleet = leg, FLEET
         self.members = {
             f"drill-{n}": Member(f"drill-{n}", folder / f"drill-{n}.bin")
             for n in range(1, devices + 1)
@@ -120,7 +121,7 @@ class DrillWorld:
         self._pens: list[Pen] = []
         self.sntp = self._stack.enter_context(SntpServer())
         self._own = self.authority("Drill service")
-        self.service = RestServer(port=0, context=server_context([self._leaf(self._own)]))
+        self.service = RestServer(port=0, context=server_context([self.leaf(self._own)]))
         self.hub: Hub
         self.operator: Operator
 
@@ -131,6 +132,8 @@ class DrillWorld:
         for member in self.members.values():
             if member.board:
                 member.board.stop()
+                path = member.flash.with_suffix(".log")
+                write_whole(path, (member.earlier + member.board.text + "\n").encode())
         self._stack.close()
 
     # Authorities and the hub
@@ -145,7 +148,7 @@ class DrillWorld:
         return ca.roots_der()[0]
 
     @staticmethod
-    def _leaf(ca: DevCA) -> tuple[Path, Path]:
+    def leaf(ca: DevCA) -> tuple[Path, Path]:
         leaf = ca.server("ecdsa", NAMES)
         return leaf.chain, leaf.key
 
@@ -222,6 +225,7 @@ class DrillWorld:
                     (),
                     settings,
                     build_time_s=int(time.time()) - 3600,
+                    library=LIBRARY_OF.get(self.leg, "frozen"),
                     files={"/main.py": APP},
                     bundle=first.encode(),
                 )
@@ -237,6 +241,7 @@ class DrillWorld:
         for member in self.members.values():
             if member.board:
                 member.board.stop()
+                member.earlier += member.board.text + "\n"
 
     @staticmethod
     def _listen_to(member: Member) -> Callable[[Line], None]:
