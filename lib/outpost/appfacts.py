@@ -3,7 +3,7 @@
 import binascii
 import json
 
-from . import agreed, log, slots
+from . import log, slots
 from .appstate import State
 
 
@@ -21,7 +21,7 @@ def facts():
         found["firmware"] = firmware
     if outcome > 0 and outcome % 16 < len(slots.APP_OUTCOMES):
         found["change"] = {
-            "kind": agreed.FIRMWARE_KIND if outcome > 16 else agreed.APP_KIND,
+            "kind": slots.FIRMWARE_KIND if outcome > 16 else slots.APP_KIND,
             "version": state.get(slots.NVS_APP_LAST),
             "outcome": slots.APP_OUTCOMES[outcome % 16],
             "trial": state.get(slots.NVS_APP_COUNT),

@@ -57,7 +57,7 @@ class State:
 
     def trial(self):
         """The slot on trial, the firmware's subtype, or -1."""
-        trial = self.get(agreed.NVS_APP_TRIAL)
+        trial = self.get(slots.NVS_APP_TRIAL)
         return -1 if trial == self.slot() else trial
 
 

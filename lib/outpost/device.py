@@ -51,7 +51,7 @@ class Device:
         self._online_since = 0
         self._backoff = Backoff(1, 300)
         self._retry_at = 0
-        self._health = None  # the application's health check
+        self.health = None  # the application's health check
         # What the fleet signs: changes of trust and software, which come in files, commands,
         # changes of keys.
         self._guard = self._updates = None
@@ -110,13 +110,8 @@ class Device:
     def healthy(self, check):
         """Decorator: check() says True once new software does what it is for. Without that, and
         without a connection, software from an update is not kept (docs/updates.md)."""
-        self._health = check
+        self.health = check
         return check
-
-    @property
-    def health(self):
-        """The application's health check, or None."""
-        return self._health
 
     def report(self, properties):
         """Put reported properties of the twin: a dict; None removes one. What the hub has

@@ -110,11 +110,11 @@ def commit(now):
     state.set(slots.NVS_APP_COUNT, max(0, state.get(slots.NVS_APP_COUNT)) + 1)
     state.set(slots.NVS_FIRMWARE_VERSION, version)
     # Known to be on trial before it can run: unconfirmed it would be started once and no more.
-    state.set(agreed.NVS_APP_TRIAL, part.info()[1])
+    state.set(slots.NVS_APP_TRIAL, part.info()[1])
     try:
         part.set_boot()
     except OSError as e:
-        state.set(agreed.NVS_APP_TRIAL, None)
+        state.set(slots.NVS_APP_TRIAL, None)
         raise UpdateError("the bootloader does not take the firmware (%s)" % e)
     os.remove(_RECORD)
     log.say("update", "firmware version=%d is in %s: on trial" % (version, part.info()[4]))

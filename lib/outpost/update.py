@@ -28,7 +28,7 @@ def taken(path, now):
     fleet, keys = signers()
     state = State()
     top = state.top()
-    head = bundle.accepted(path, agreed.ROLE_SOFTWARE, fleet, 0, keys, now, agreed.APP_MAX_BYTES)
+    head = bundle.accepted(path, agreed.ROLE_SOFTWARE, fleet, 0, keys, now, slots.APP_MAX_BYTES)
     trial = state.trial()
     if trial in (0, 1) and state.version(trial) == head.version:
         # Its sender did not hear the answer: the power went.
@@ -69,7 +69,7 @@ def install(path, body_at, body_size, version):
     state.set(slots.NVS_APP_SLOTS[slot], version)
     state.set(slots.NVS_APP_COUNT, max(0, state.get(slots.NVS_APP_COUNT)) + 1)
     state.set(slots.NVS_APP_LIVES, 0)
-    state.set(agreed.NVS_APP_TRIAL, slot)  # the moment
+    state.set(slots.NVS_APP_TRIAL, slot)  # the moment
     log.say("update", "software version=%d is in slot %s: on trial" % (version, top[-1]))
     return top[-1], reader.label
 

@@ -17,6 +17,10 @@ from .errors import OutpostError
 _ANSWERED_S = const(2)  # in which the answer goes out before the new software starts
 _REPORT_MS = const(2500)  # after connecting: messages go first
 _TOLD_MS = const(5000)  # a connection that lasts so long after a report has brought it
+# As in slots.py, which is not to stay in memory for these.
+_KIND = "software"
+_MAX_BYTES = const(393216)
+_TRIAL = "app-try"
 _LATE = agreed.STAGE_PATH + "/software.late"
 _LOADED = ("update", "package", "bundle", "x509", "firmware", "appfacts", "appstate", "slots")
 
@@ -32,12 +36,10 @@ class Updates:
         self._stage = None  # of a firmware that is coming
         self._session = self._report_ms = self._told = None
         self._told_ms = 0
-        delivery.register(agreed.APP_KIND, agreed.APP_MAX_BYTES, self._may_begin, self._came)
+        delivery.register(_KIND, _MAX_BYTES, self._may_begin, self._came)
         place = _other_place()
         if place:
-            delivery.register(
-                agreed.FIRMWARE_KIND, place, self._may_flash, self._flashed, self._staged
-            )
+            delivery.register("firmware", place, self._may_flash, self._flashed, self._staged)
 
     # Deliveries
 
@@ -121,7 +123,7 @@ def _trial(device):
 
     try:
         nvs = esp32.NVS(agreed.NVS_NAMESPACE)
-        if nvs.get_i32(agreed.NVS_APP_TRIAL) < 0:
+        if nvs.get_i32(_TRIAL) < 0:
             return None
     except OSError:
         return None
