@@ -133,11 +133,6 @@ DELIVERY_PACKET_BYTES = 3584  # the MQTT packet that such a call comes in
 LIBRARY_PROPERTY = "outpost"  # desired and reported property that is the library's own
 STAGE_PATH = "/stage"  # for each kind KIND.bin, and KIND.txt: its size and its SHA-256
 
-# Software (docs/updates.md): what a running device needs. The rest is in slots.py.
-APP_KIND = "software"  # of a file to deliver
-APP_MAX_BYTES = 393216  # of a package, as it is delivered
-FIRMWARE_KIND = "firmware"
-NVS_APP_TRIAL = "app-try"  # i32: the slot on trial; 16 and more: the firmware, by its subtype
 # What a device needs to connect when its file system is gone (rescue.py): a blob in NVS, whose
 # parts are each a 2-byte length and the bytes: config.json, the bundle in use with the one root
 # that anchored the last connection; then the CRC-32 of it all.

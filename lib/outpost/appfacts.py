@@ -3,8 +3,8 @@
 import binascii
 import json
 
-from . import agreed, slots
-from .update import State
+from . import log, slots
+from .appstate import State
 
 
 def facts():
@@ -21,7 +21,7 @@ def facts():
         found["firmware"] = firmware
     if outcome > 0 and outcome % 16 < len(slots.APP_OUTCOMES):
         found["change"] = {
-            "kind": agreed.FIRMWARE_KIND if outcome > 16 else agreed.APP_KIND,
+            "kind": slots.FIRMWARE_KIND if outcome > 16 else slots.APP_KIND,
             "version": state.get(slots.NVS_APP_LAST),
             "outcome": slots.APP_OUTCOMES[outcome % 16],
             "trial": state.get(slots.NVS_APP_COUNT),
@@ -29,13 +29,18 @@ def facts():
     return found
 
 
-def report(twin):
-    """Report what is news; the mark to keep once the hub has it, or None."""
-    found = facts()
-    mark = binascii.crc32(json.dumps(found).encode()) & 0x7FFFFFFF
+def report(way, session):
+    """Publish what is news, in one patch; the mark to keep once the hub has it, or None.
+
+    Not by way of twin.py, which an application that has no use for it does without.
+    """
+    body = json.dumps({"outpost": {"software": facts()}}).encode()
+    mark = binascii.crc32(body) & 0x7FFFFFFF
     if State().get(slots.NVS_APP_REPORTED) == mark:
         return None
-    twin.report({"outpost": {"software": found}})
+    names = way.profile
+    session.publish(names.twin_report(way.who.device_id, "software"), body, qos=names.REPORT_QOS)
+    log.say("update", "software is reported bytes=%d" % len(body))
     return mark
 
 

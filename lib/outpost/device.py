@@ -8,19 +8,7 @@ import gc
 import sys
 import time
 
-from . import (
-    agreed,
-    clock,
-    delivery,
-    desk,
-    log,
-    room,
-    sender,
-    telemetry,
-    trust,
-    updates,
-    watchdog,
-)
+from . import agreed, clock, desk, log, room, sender, telemetry, trust, watchdog
 from .backoff import Backoff
 from .errors import OutboxFull, understood
 from .incoming import Incoming
@@ -63,17 +51,24 @@ class Device:
         self._online_since = 0
         self._backoff = Backoff(1, 300)
         self._retry_at = 0
-        # What the fleet signs: commands, changes of keys, and, in files, of trust and software.
-        self._desk, self._keys = desk.opened(self._way, self._in.commands, self.after)  # or None
-        self._files = delivery.opened(self._in)
-        self.updates = updates.Updates(self, self._way, self._in)
-        self._guard = None
+        self.health = None  # the application's health check
+        # What the fleet signs: changes of trust and software, which come in files, commands,
+        # changes of keys.
+        self._guard = self._updates = None
         if trust.changeable():
             from .guard import Guard
+            from .updates import Updates
 
-            self._guard = Guard(self._way, self._in, self._messages)
-            if self._desk:
-                self._desk.on("trust", "revoke", self._guard.revoke)
+            self._guard = Guard(self._way, self._messages)
+            self._updates = Updates(self, self._way)
+        self._files = None
+        if "outpost.delivery" in sys.modules:  # somebody takes files: who does not is spared it
+            from . import delivery
+
+            self._files = delivery.opened(self._in)
+        self._desk, self._keys = desk.opened(self._way, self._in.commands, self.after)  # or None
+        if self._desk and self._guard:
+            self._desk.on("trust", "revoke", self._guard.revoke)
 
     # What the application says
 
@@ -115,7 +110,7 @@ class Device:
     def healthy(self, check):
         """Decorator: check() says True once new software does what it is for. Without that, and
         without a connection, software from an update is not kept (docs/updates.md)."""
-        self.updates.health = check
+        self.health = check
         return check
 
     def report(self, properties):
@@ -208,7 +203,7 @@ class Device:
         the hub, no report."""
         session = self._session
         return session is not None and not (
-            self._files.busy()
+            (self._files and self._files.busy())
             or len(self._messages)
             or self._in.busy()
             or self._timers.busy()
@@ -246,14 +241,15 @@ class Device:
             self._stepping = False
             if self._leaving:
                 self.close()
-            self.updates.step()
+            if self._updates:
+                self._updates.step()
             watchdog.feed()
 
     def _advance(self):
         """Serve the connection, or make one when its time has come. Returns ms to sleep."""
         if self._session:
             return self._serve()
-        if self._files.fetching():
+        if self._files and self._files.fetching():
             self._files.fetch(self._way)
             self._in.service()
             return 0
@@ -282,13 +278,14 @@ class Device:
         self._messages.attach(session)
         if self._keys:
             session.limit = max(session.limit, agreed.COMMAND_PACKET_BYTES)
-        session.limit = max(session.limit, self._files.packet_bytes())
+        if self._files:
+            session.limit = max(session.limit, self._files.packet_bytes())
         self._in.attach(session, way.profile, self.id)
         self.online = True
         self._online_since = log.uptime_ms()
         if self._guard:
             self._guard.connected(session)
-        self.updates.connected()
+            self._updates.connected(session)
 
     @property
     def connection(self):
@@ -337,7 +334,8 @@ class Device:
         self.online = False
         session, self._session, self._stream = self._session, None, None
         self._in.detach()
-        self._files.rest()
+        if self._files:
+            self._files.rest()
         if session:
             session.disconnect()
         gc.collect()
@@ -354,7 +352,7 @@ class Device:
             return self._again()
         if self._guard and self._guard.step():
             return self._again()
-        if self._files.due():
+        if self._files and self._files.due():
             log.say("hub", "there is a file to fetch: the connection ends for it")
             return self._again()
         for _ in range(_READS_PER_STEP):

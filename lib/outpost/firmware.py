@@ -16,8 +16,8 @@ import os
 from micropython import const
 
 from . import agreed, bundle, log, slots, watchdog
+from .appstate import ON_TRIAL, State, signers, wanted
 from .errors import DeliveryError, UpdateError, number
-from .update import State, signers
 
 _SECTOR = const(4096)
 _NOTE_BYTES = const(65536)  # so often it is noted how much is there: a power cut costs no more
@@ -62,9 +62,17 @@ def _record(now):
 
 
 def begin(size, sha256, args, now):
-    """UpdateError unless the call brings a signed record of this very firmware for this chip."""
-    if State().trial() >= 0:
-        raise UpdateError("software is on trial here: send the next when it is kept or gone")
+    """None where the call brings a signed record of this very firmware for this chip, or the answer
+    where it is not wanted; UpdateError says what is wrong."""
+    state = State()
+    if state.trial() >= 0:
+        raise UpdateError(ON_TRIAL)
+    failed = state.get(slots.NVS_APP_OUTCOME) > slots.KEPT + 16
+    failed = state.get(slots.NVS_APP_LAST) if failed else -1
+    kept = max(0, state.get(slots.NVS_FIRMWARE_TOP))
+    answer = wanted(args.get("version"), failed, kept, "url" in args)
+    if answer:
+        return answer
     part = target()
     text = args.get("signed")
     try:
@@ -102,11 +110,11 @@ def commit(now):
     state.set(slots.NVS_APP_COUNT, max(0, state.get(slots.NVS_APP_COUNT)) + 1)
     state.set(slots.NVS_FIRMWARE_VERSION, version)
     # Known to be on trial before it can run: unconfirmed it would be started once and no more.
-    state.set(agreed.NVS_APP_TRIAL, part.info()[1])
+    state.set(slots.NVS_APP_TRIAL, part.info()[1])
     try:
         part.set_boot()
     except OSError as e:
-        state.set(agreed.NVS_APP_TRIAL, None)
+        state.set(slots.NVS_APP_TRIAL, None)
         raise UpdateError("the bootloader does not take the firmware (%s)" % e)
     os.remove(_RECORD)
     log.say("update", "firmware version=%d is in %s: on trial" % (version, part.info()[4]))

@@ -36,4 +36,5 @@ TRUST_OUTCOMES = (
     "the hub was not reached with it in time",
     "the hub acknowledged nothing in time",
     "the device was restarted too often with it",
+    "it was refused",
 )

@@ -6,6 +6,7 @@ trustfacts.py (what is reported). Owns no flash.
 """
 
 import gc
+import os
 import sys
 
 from micropython import const
@@ -17,26 +18,47 @@ _SETTLE_MS = const(500)  # from an answer to the new connection, so that the ans
 _REPORT_MS = const(2000)  # after connecting: messages go first
 # As in formats.py, which is not to stay in memory for these.
 _FILE_MAX = const(16384)
+_LOADED = (
+    "install",
+    "revoke",
+    "bundle",
+    "x509",
+    "emergency",
+    "trustfacts",
+    "formats",
+    "trusting",
+)
+_ASIDE = "/trust/new.bin"
 _MISSED = "tr-miss"
 _TRIAL = "tr-try"
+_TOLD_MS = const(5000)  # a connection that lives on for so long has brought a report to the hub
+_ROOM = const(12288)  # free memory below which nothing is reported
 _PROBE_MS = const(1000)  # a trial without a message of the application sends one of ours
 
 
 class Guard:
-    """way: the Walk; incoming, messages: as the Device has them."""
+    """way: the Walk; messages: the Device's Sender."""
 
-    def __init__(self, way, incoming, messages):
+    def __init__(self, way, messages):
         self._way = way
-        self._in = incoming
         self._messages = messages
         self._again_ms = None  # uptime at which the connection is to be made anew
         self._report_ms = None  # uptime at which to look whether there is news to report
         self._told = None  # mark of the report that is on its way
+        self._told_ms = 0
+        self._session = None
+        self._aside = False  # whether a delivered file waits for the next start
         self._anchor = None
         self._missed = _kept(_MISSED)
         delivery.register("trust", _FILE_MAX, _may_begin, self.installed)
         if _kept(_TRIAL):
             trust.trial = _do("trusting", "resumed") or None
+        try:
+            os.stat(_ASIDE)
+        except OSError:
+            return
+        _do("install", "late", _ASIDE, self._way)
+        os.remove(_ASIDE)
 
     def installed(self, path):
         """A file has come: (status, result). A trial begins with the next connection."""
@@ -45,18 +67,24 @@ class Guard:
         except OutpostError as e:
             log.say("trust", "the bundle was not taken: %s" % e)
             return 409, {"error": str(e)}
+        except MemoryError:
+            # At the next start there is room. What comes of it is reported.
+            os.rename(path, _ASIDE)
+            self._aside = True
+            answer = 202, {"state": "later"}
         if answer[0] == 202:
             self._again_ms = log.uptime_ms() + _SETTLE_MS
         return answer
 
     def revoke(self, args, payload):
         """The signed command trust.revoke."""
-        return _do("install", "revoke", args, raises=True)
+        return _do("revoke", "revoke", args, raises=True)
 
     # What the loop tells
 
     def connected(self, session):
         """The hub was verified, and has accepted this device."""
+        self._session, self._told = session, None
         facts = self._way.connection and self._way.connection.facts
         self._anchor = (facts and facts["root"]) or self._anchor
         if trust.trial:
@@ -71,6 +99,8 @@ class Guard:
         if trust.trial and trust.trial.session is session:
             _do("trusting", "commit", self._way)
             self._report_ms = log.uptime_ms()
+        elif self._report_ms:
+            self._report_ms = log.uptime_ms()  # messages have gone: now
 
     def failed(self, err):
         """A connection was not made, or has ended. Whether to try again at once."""
@@ -88,6 +118,8 @@ class Guard:
         trial = trust.trial
         if self._again_ms is not None and now >= self._again_ms:
             self._again_ms = None
+            if self._aside:
+                _restart()
             return trial is not None
         if trial and trial.session:
             if trial.probe_ms is not None and now - trial.probe_ms >= _PROBE_MS:
@@ -96,20 +128,32 @@ class Guard:
             return trial.late(self._way) and _do("trusting", "ended")
         if self._report_ms is not None and now >= self._report_ms:
             self._report_ms = None
-            self._told = _do("trustfacts", "report", self._way, self._anchor, self._twin)
-        elif self._told and self._in.twin.reported.settled():
+            self._report(now)
+        elif self._told and now >= self._told_ms:
             _do("trustfacts", "told", self._told)
             self._told = None
         return False
 
-    def _twin(self):
-        return self._in.twin
+    def _report(self, now):
+        if gc.mem_free() < _ROOM:
+            gc.collect()
+            if gc.mem_free() < _ROOM:
+                return  # with the next connection; messages go first
+        self._told = _do("trustfacts", "report", self._way, self._anchor, self._session)
+        self._told_ms = now + _TOLD_MS
 
     def _probe(self, trial):
         """An application that has nothing to say must not be why a trial fails."""
         if not len(self._messages):
             body = telemetry.encode({"outpost": {"trust": {"trial": trial.version}}})
             self._messages.accept(body, False, None, is_json=True)
+
+
+def _restart():
+    import machine
+
+    log.say("trust", "the bundle is judged after a restart, when there is more memory")
+    machine.reset()
 
 
 def _may_begin(size, sha256, args):
@@ -144,21 +188,18 @@ def _do(module, name, *args, raises=False):
     try:
         __import__("outpost." + module)
         return getattr(sys.modules["outpost." + module], name)(*args)
+    except MemoryError:
+        if raises:
+            raise
+        log.say("trust", "there is no memory for it now")
+        return False
     except OutpostError as e:
         if raises:
             raise
         log.error(e)
         return False
     finally:
-        for module in (
-            "install",
-            "bundle",
-            "x509",
-            "emergency",
-            "trustfacts",
-            "formats",
-            "trusting",
-        ):
+        for module in _LOADED:
             loaded = sys.modules.get("outpost." + module)
             if loaded and not (trust.trial and module in ("trusting", "formats")):
                 walk._let_go(loaded)

@@ -1,14 +1,14 @@
 """Install: a delivered trust bundle is judged, put into the free slot, and on trial.
 
 Owns /trust/a.bin and /trust/b.bin; never writes factory.bin, nor the slot that is in use. Loaded
-only while something is installed or revoked. docs/trust.md.
+only while something is installed. docs/trust.md.
 """
 
 from micropython import const
 
-from . import agreed, bundle, formats, trust
+from . import agreed, bundle, clock, formats, trust
 from .errors import OutpostError, TrustError, number
-from .trusting import begin, entry, erase, nvs, write
+from .trusting import REFUSED, begin, entry, erase, nvs, write
 
 _PIECE = const(256)
 
@@ -19,7 +19,7 @@ def usable(path):
     """The Head of a bundle that lies here whole, or None. An older image's list has version 0."""
     try:
         with open(path, "rb") as f:
-            if trust.to_body(f) is None:
+            if path == agreed.FACTORY_ROOTS_PATH and trust.to_body(f) is None:
                 h = bundle.Head()
                 h.version = h.floor = 0
                 h.fleet, h.keys, h.signed = b"", b"\0\0", None
@@ -86,12 +86,23 @@ def install(path, way):
     base = present(store)
     if base.in_use and base.signed and _newest(path) == base.signed:
         return 200, {"state": "in use", "version": base.version}
-    now = way.at_least()
+    now = way.at_least() or clock.Clock(()).floor
     h = bundle.accepted(path, agreed.ROLE_TRUST, base.fleet, base.above, base.keys, now)
     if way.date() is not None and h.issued > now + 86400:
         raise TrustError("it was issued in the future: check the clock of who signed it")
     begin(store, _stored(store, path, h), h)
     return 202, {"state": "trial", "version": h.version}
+
+
+def late(path, way):
+    """install() of a file whose sender has his answer already: a refusal is reported."""
+    try:
+        return install(path, way)
+    except TrustError:
+        store = nvs()
+        write(store, formats.NVS_TRUST_CHANGE, 0)
+        write(store, formats.NVS_TRUST_OUTCOME, REFUSED)
+        raise
 
 
 def _newest(path):
@@ -133,23 +144,3 @@ def _stored(store, path, h):
 
 def free_slot():
     return 1 if trust.in_use() == agreed.TRUST_SLOTS[0] else 0
-
-
-# Revoking
-
-
-def revoke(args):
-    """The signed command: no bundle below args["floor"] is used any more, not even to recover."""
-    store = nvs()
-    floor = args.get("floor")
-    if not isinstance(floor, int) or isinstance(floor, bool) or floor < 0:
-        raise TrustError('the command must name a version: {"floor": 7}')
-    h = usable(trust.in_use())
-    if not h or floor > h.version:
-        raise TrustError(
-            "version %d is in use: deliver a newer bundle before it is revoked"
-            % (h.version if h else 0)
-        )
-    floor = max(floor, entry(store, formats.NVS_TRUST_FLOOR), h.floor)
-    write(store, formats.NVS_TRUST_FLOOR, floor)
-    return {"floor": floor, "version": h.version}

@@ -26,10 +26,6 @@ class Reported:
         self._backoff = Backoff(5, 300)
         self._session = self._profile = self._id = None
 
-    def settled(self):
-        """Whether the hub has all that was reported."""
-        return not self._waiting and not self._flying
-
     def wanted(self):
         return bool(self._waiting or self._known)
 

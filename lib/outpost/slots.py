@@ -4,6 +4,9 @@ Apart, so that a device has it in memory only while it installs, tries or report
 alone. boot.py has some of these names too: it imports none.
 """
 
+APP_KIND = "software"  # of a file to deliver
+APP_MAX_BYTES = 393216  # of a package, as it is delivered
+FIRMWARE_KIND = "firmware"
 APP_SLOTS = ("/app/a", "/app/b")
 APP_FILES_MAX = 128
 APP_PATH_MAX = 64
@@ -16,6 +19,7 @@ APP_VERSION_MAX = 0x7FFFFFFF
 APP_TRIAL_S = 1800  # new software connects in this time, or the one before it comes back
 APP_LIVES = 3  # starts that it has for that
 NVS_APP_CURRENT = "app-cur"  # i32, 0 or 1: the slot in use; none: the image's own application
+NVS_APP_TRIAL = "app-try"  # i32: the slot on trial; 16 and more: the firmware, by its subtype
 NVS_APP_LIVES = "app-lives"  # i32: how many starts began with it on trial
 NVS_APP_SLOTS = ("app-a", "app-b")  # i32: the version in each slot
 NVS_APP_TOP = "app-top"  # i32: the highest version that was ever kept
@@ -28,11 +32,12 @@ NVS_APP_REPORTED = "app-rep"  # i32: CRC-32 of what was reported last
 FIRMWARE_MAGIC = b"OPFW"
 FIRMWARE_FORMAT = 1
 FIRMWARE_RECORD_MAX = 2048  # of the signed record, head to end
-NONE, KEPT, ENDED, NO_CONNECTION, NOT_HEALTHY = 0, 1, 2, 3, 4  # indices into APP_OUTCOMES
+KEPT, ENDED, NO_CONNECTION, NOT_HEALTHY, REFUSED = 1, 2, 3, 4, 5  # indices into APP_OUTCOMES
 APP_OUTCOMES = (
     "none",
     "in use",
     "it did not hold for a connection in its starts",
     "it made no connection in its time",
     "its health check did not pass in its time",
+    "it was refused after a restart: its console says why",
 )

@@ -19,7 +19,7 @@ FIRMWARE = const(16)  # and above: the trial is of the firmware, named by its pa
 
 def current(nvs):
     """The number of what is on trial in this start, or -1."""
-    trial = _number(nvs, agreed.NVS_APP_TRIAL)
+    trial = _number(nvs, slots.NVS_APP_TRIAL)
     if trial < 0:
         return -1
     if trial >= FIRMWARE:
@@ -34,7 +34,7 @@ def current(nvs):
         import os
 
         return trial if os.getcwd() == slots.APP_SLOTS[trial & 1] else -1
-    _erase(nvs, agreed.NVS_APP_TRIAL)
+    _erase(nvs, slots.NVS_APP_TRIAL)
     return -1
 
 
@@ -76,7 +76,7 @@ class Trial:
         return False
 
     def _healthy(self, now):
-        check = self._device.updates.health
+        check = self._device.health
         if check is None:
             return True
         if self._asked and now - self._asked < _ASK_MS:
@@ -109,7 +109,7 @@ class Trial:
                 version = _number(nvs, slots.NVS_APP_SLOTS[trial])
                 nvs.set_i32(slots.NVS_APP_TOP, version)
                 _outcome(nvs, slots.KEPT, version)
-            _erase(nvs, agreed.NVS_APP_TRIAL)
+            _erase(nvs, slots.NVS_APP_TRIAL)
         except OSError as e:
             log.say("update", "the trial cannot be ended now (%s): it is tried again" % e)
             return False
@@ -126,7 +126,7 @@ class Trial:
         try:
             if trial < FIRMWARE:
                 _outcome(nvs, outcome, _number(nvs, slots.NVS_APP_SLOTS[trial]))
-                _erase(nvs, agreed.NVS_APP_TRIAL)
+                _erase(nvs, slots.NVS_APP_TRIAL)
             # A firmware that is not marked as valid is not started again by the bootloader.
         except OSError:
             pass  # boot.py counts the starts: it ends there

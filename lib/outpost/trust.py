@@ -76,8 +76,11 @@ def changeable():
     """Whether there is anybody who may give this device another bundle."""
     import os
 
+    path = in_use()
+    if path != agreed.FACTORY_ROOTS_PATH:
+        return True  # somebody did, whatever the flash made of it
     try:
-        with open(in_use(), "rb") as f:
+        with open(path, "rb") as f:
             if (to_body(f) or (0, 0))[1]:
                 return True
         os.stat(agreed.SIGNERS_PATH)
@@ -119,6 +122,16 @@ def values(kind, path=None):
             if len(value) != length or len(entry) != head:
                 raise TrustError("%s is damaged at root %d: %s" % (path, count, _REMEDY), True)
             yield value
+
+
+def version(path):
+    """Of a bundle that was verified when it was installed; 0 for an older image's list."""
+    with open(path, "rb") as f:
+        start = f.read(7)
+        if start[:4] != agreed.ENVELOPE_MAGIC:
+            return 0
+        f.seek(start[6], 1)
+        return int.from_bytes(f.read(4), "big")
 
 
 def to_body(f):

@@ -4,34 +4,45 @@ import binascii
 import hashlib
 import json
 
-from . import clock, formats, install, trust, trusting, x509
+from . import agreed, clock, formats, trust, x509
+
+
+def _entry(name):
+    import esp32
+
+    try:
+        return esp32.NVS(agreed.NVS_NAMESPACE).get_i32(name)
+    except OSError:
+        return None
 
 
 def facts(way, anchor):
     """version, roots, expires_days, anchor, change: docs/trust.md."""
-    store = trusting.nvs()
-    h = install.usable(trust.in_use())
+    path = trust.in_use()
     ends, marks = None, []
-    for der in trust.roots(trust.in_use()):
+    for der in trust.roots(path):
         marks.append(_mark(hashlib.sha256(der).digest()))
         last = x509.last_moment(der)
         if last and (ends is None or last < ends):
             ends = last
-    version = trusting.entry(store, formats.NVS_TRUST_CHANGE)
-    outcome = trusting.entry(store, formats.NVS_TRUST_OUTCOME)
+    outcome = _entry(formats.NVS_TRUST_OUTCOME)
+    change = None
+    if outcome:
+        change = {
+            "version": _entry(formats.NVS_TRUST_CHANGE),
+            "outcome": formats.TRUST_OUTCOMES[outcome],
+        }
     return {
-        "version": h.version if h else None,
+        "version": trust.version(path),
         "roots": marks,
         "expires_days": _days(ends, way),
         "anchor": _mark(anchor) if anchor else None,
-        "change": {"version": version, "outcome": formats.TRUST_OUTCOMES[outcome]}
-        if outcome
-        else None,
+        "change": change,
     }
 
 
 def _mark(digest):
-    return binascii.hexlify(digest[:8]).decode()
+    return str(binascii.hexlify(digest[:8]), "utf-8")
 
 
 def _days(ends, way):
@@ -42,16 +53,27 @@ def _days(ends, way):
     return days if days < 60 else days // 7 * 7
 
 
-def report(way, anchor, twin):
-    """Report what is news; the mark to keep once the hub has it, or None."""
-    found = facts(way, anchor)
-    mark = binascii.crc32(json.dumps(found).encode()) & 0x7FFFFFFF
-    if trusting.entry(trusting.nvs(), formats.NVS_TRUST_REPORTED, None) == mark:
-        return None
-    twin().report({"outpost": {"trust": found}})
+def report(way, anchor, session):
+    """Publish what is news, in one patch; the mark to keep once the hub has it, or False.
+
+    Not by way of twin.py, which an application that has no use for it does without.
+    """
+    body = json.dumps({"outpost": {"trust": facts(way, anchor)}}).encode()
+    mark = binascii.crc32(body) & 0x7FFFFFFF
+    if _entry(formats.NVS_TRUST_REPORTED) == mark:
+        return False
+    names = way.profile
+    session.publish(names.twin_report(way.who.device_id, "trust"), body, qos=names.REPORT_QOS)
     return mark
 
 
 def told(mark):
     """The hub has it."""
-    trusting.write(trusting.nvs(), formats.NVS_TRUST_REPORTED, mark)
+    import esp32
+
+    try:
+        nvs = esp32.NVS(agreed.NVS_NAMESPACE)
+        nvs.set_i32(formats.NVS_TRUST_REPORTED, mark)
+        nvs.commit()
+    except OSError:
+        pass  # it is reported once more then

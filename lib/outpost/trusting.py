@@ -19,7 +19,7 @@ _TRIAL_S = const(600)
 _LIVES_MOST = const(3)  # starts of the device that may begin with a bundle on trial
 _REFUSALS_MOST = const(3)  # handshakes that may end without trust in the hub
 
-ON_TRIAL, IN_USE, NOT_TRUSTED, NOT_REACHED, SILENT, RESTARTED = 1, 2, 3, 4, 5, 6
+ON_TRIAL, IN_USE, NOT_TRUSTED, NOT_REACHED, SILENT, RESTARTED, REFUSED = 1, 2, 3, 4, 5, 6, 7
 
 # NVS
 
@@ -66,7 +66,8 @@ def erase(store, *names):
 
 def begin(store, slot, h):
     """The bundle in the slot is on trial from the next connection on."""
-    erase(store, formats.NVS_TRUST_LIVES)
+    # What comes of it is reported even where it is what came of an earlier trial.
+    erase(store, formats.NVS_TRUST_LIVES, formats.NVS_TRUST_REPORTED)
     write(store, formats.NVS_TRUST_CHANGE, h.version)
     write(store, formats.NVS_TRUST_OUTCOME, ON_TRIAL)
     write(store, formats.NVS_TRUST_TRIAL, slot)

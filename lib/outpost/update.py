@@ -12,69 +12,12 @@ import os
 
 from micropython import const
 
-from . import agreed, bundle, log, package, slots, trust, watchdog
-from .errors import UpdateError, number
+from . import agreed, bundle, log, package, slots, watchdog
+from .appstate import OLDER, ON_TRIAL, State, room, signers
+from .errors import OutpostError, UpdateError, number
 
 _BUFFER = const(512)
 _FOLDER = const(0x4000)
-_SPARE_BYTES = const(32768)  # of the file system, that an update leaves free
-_ON_TRIAL = "software is on trial here: send the next when that is kept or gone"
-_NOT_FOUND = const(-0x1102)  # ESP_ERR_NVS_NOT_FOUND
-
-
-class State:
-    """What the NVS says of the slots; -1 stands for none."""
-
-    def __init__(self):
-        import esp32
-
-        self.nvs = esp32.NVS(agreed.NVS_NAMESPACE)
-
-    def get(self, name):
-        try:
-            return self.nvs.get_i32(name)
-        except OSError as e:
-            if number(e) != _NOT_FOUND:
-                raise UpdateError("the NVS cannot be read (%s)" % e, True)
-            return -1
-
-    def set(self, name, value):
-        try:
-            if value is not None:
-                self.nvs.set_i32(name, value)
-            elif self.get(name) >= 0:
-                self.nvs.erase_key(name)
-            self.nvs.commit()
-        except OSError as e:
-            raise UpdateError("the NVS has no room for the state of an update (%s)" % e, True)
-
-    def slot(self):
-        """The slot in use, or -1: the image's own application."""
-        slot = self.get(slots.NVS_APP_CURRENT)
-        return slot if slot in (0, 1) else -1
-
-    def version(self, slot):
-        return 0 if slot < 0 else max(0, self.get(slots.NVS_APP_SLOTS[slot]))
-
-    def top(self):
-        """The highest version that was ever kept here: what comes must be above it."""
-        return max(self.get(slots.NVS_APP_TOP), self.version(self.slot()), 0)
-
-    def trial(self):
-        """The slot on trial, the firmware's subtype, or -1."""
-        trial = self.get(agreed.NVS_APP_TRIAL)
-        return -1 if trial == self.slot() else trial
-
-
-def may_begin(size):
-    """UpdateError where a package of that size cannot be taken now; nothing is changed."""
-    if State().trial() >= 0:
-        raise UpdateError(_ON_TRIAL)
-    try:
-        size -= os.stat(agreed.STAGE_PATH + "/software.bin")[6]  # goes, or is a part of it
-    except OSError:
-        pass
-    _room(size)
 
 
 def taken(path, now):
@@ -85,7 +28,7 @@ def taken(path, now):
     fleet, keys = signers()
     state = State()
     top = state.top()
-    head = bundle.accepted(path, agreed.ROLE_SOFTWARE, fleet, 0, keys, now, agreed.APP_MAX_BYTES)
+    head = bundle.accepted(path, agreed.ROLE_SOFTWARE, fleet, 0, keys, now, slots.APP_MAX_BYTES)
     trial = state.trial()
     if trial in (0, 1) and state.version(trial) == head.version:
         # Its sender did not hear the answer: the power went.
@@ -93,31 +36,9 @@ def taken(path, now):
     if head.version == top:
         return 200, {"state": "kept", "version": top}
     if head.version < top:
-        raise UpdateError(
-            "version %d is older than %d, which this device has kept: versions only rise"
-            % (head.version, top)
-        )
+        raise UpdateError(OLDER % (head.version, top))
     slot, label = install(path, head.at, head.size, head.version)
     return 202, {"state": "trial", "version": head.version, "label": label, "slot": slot}
-
-
-def signers():
-    """(the fleet's name, the keys that may sign software); UpdateError: there are none."""
-    keys = trust.software_keys()
-    if keys:
-        with open(trust.in_use(), "rb") as f:
-            return bundle.head(f).fleet, keys
-    # A bundle without that section, or none: the signers with that role, any one of them.
-    from . import signed
-
-    known = signed.signers()
-    points = [point for point, roles in known.keys.values() if "software" in roles]
-    if not points:
-        raise UpdateError("this board knows nobody who may sign software", True)
-    keys = bytes((1, len(points)))
-    for point in points:
-        keys += point[1:]
-    return known.fleet.encode(), keys
 
 
 def install(path, body_at, body_size, version):
@@ -128,7 +49,7 @@ def install(path, body_at, body_size, version):
     """
     state = State()
     if state.trial() >= 0:
-        raise UpdateError(_ON_TRIAL)
+        raise UpdateError(ON_TRIAL)
     slot = 1 if state.slot() == 0 else 0
     top = slots.APP_SLOTS[slot]
     with open(path, "rb") as f:
@@ -136,7 +57,7 @@ def install(path, body_at, body_size, version):
         reader.check()
         # What lies in the slot from before makes room: it is older than what runs, or was on trial.
         _clear(top)
-        _room(reader.needs)
+        room(reader.needs)
         try:
             _unpack(reader, top)
         except OSError as e:
@@ -148,7 +69,7 @@ def install(path, body_at, body_size, version):
     state.set(slots.NVS_APP_SLOTS[slot], version)
     state.set(slots.NVS_APP_COUNT, max(0, state.get(slots.NVS_APP_COUNT)) + 1)
     state.set(slots.NVS_APP_LIVES, 0)
-    state.set(agreed.NVS_APP_TRIAL, slot)  # the moment
+    state.set(slots.NVS_APP_TRIAL, slot)  # the moment
     log.say("update", "software version=%d is in slot %s: on trial" % (version, top[-1]))
     return top[-1], reader.label
 
@@ -240,12 +161,22 @@ def _first(path):
     return None
 
 
-def _room(size):
-    """UpdateError where the file system has no room for so many more bytes."""
-    fs = os.statvfs("/")
-    free = fs[0] * fs[3] - _SPARE_BYTES
-    if free < size:
-        raise UpdateError(
-            "the update needs %d bytes of the file system and %d are free: nothing was changed"
-            % (size, max(0, free))
-        )
+def late(path):
+    """Install what could not be judged while there was a connection, for want of memory. Whether
+    it is on trial now; what was refused is noted, to be reported."""
+    state = State()
+    try:
+        # No clock yet: the floor that time never goes below.
+        floor = state.get(agreed.NVS_TIME_FLOOR)
+        now = floor + agreed.UNIX_2000 if floor >= 0 else None
+        return taken(path, now)[0] == 202
+    except OutpostError as e:
+        log.say("update", "refused: %s" % e)
+        try:
+            with open(path, "rb") as f:
+                state.set(slots.NVS_APP_LAST, bundle.head(f).version)
+            state.set(slots.NVS_APP_COUNT, max(0, state.get(slots.NVS_APP_COUNT)) + 1)
+            state.set(slots.NVS_APP_OUTCOME, slots.REFUSED)
+        except (OutpostError, OSError):
+            pass
+        return False

@@ -11,44 +11,55 @@ import sys
 
 from micropython import const
 
-from . import agreed, delivery, log, trust
+from . import agreed, delivery, log
 from .errors import OutpostError
 
 _ANSWERED_S = const(2)  # in which the answer goes out before the new software starts
 _REPORT_MS = const(2500)  # after connecting: messages go first
-_LOADED = ("update", "package", "bundle", "x509", "firmware", "appfacts", "slots", "formats")
+_TOLD_MS = const(5000)  # a connection that lasts so long after a report has brought it
+# As in slots.py, which is not to stay in memory for these.
+_KIND = "software"
+_MAX_BYTES = const(393216)
+_TRIAL = "app-try"
+_LATE = agreed.STAGE_PATH + "/software.late"
+_LOADED = ("update", "package", "bundle", "x509", "firmware", "appfacts", "appstate", "slots")
 
 
 class Updates:
-    """health is the application's health check, or None."""
+    """Made where somebody may sign software for this board (trust.changeable)."""
 
-    def __init__(self, device, way, incoming):
-        self.health = None
+    def __init__(self, device, way):
         self._device = device
         self._way = way
-        self._in = incoming
+        _late()
         self._trial = _trial(device)
         self._stage = None  # of a firmware that is coming
-        self._report_ms = self._told = None
-        self._changeable = _changeable()
-        if self._changeable:
-            delivery.register(agreed.APP_KIND, agreed.APP_MAX_BYTES, self._may_begin, self._came)
-            place = _other_place()
-            if place:
-                delivery.register(
-                    agreed.FIRMWARE_KIND, place, self._may_flash, self._flashed, self._staged
-                )
+        self._session = self._report_ms = self._told = None
+        self._told_ms = 0
+        delivery.register(_KIND, _MAX_BYTES, self._may_begin, self._came)
+        place = _other_place()
+        if place:
+            delivery.register("firmware", place, self._may_flash, self._flashed, self._staged)
 
     # Deliveries
 
     def _may_begin(self, size, sha256, args):
-        _do("update", "may_begin", size)
+        try:
+            return _do("appstate", "may_begin", size, args)
+        except MemoryError:
+            return None  # it is judged when it is here
 
     def _came(self, path):
-        return self._restarting(_do("update", "taken", path, self._way.at_least()))
+        try:
+            answer = _do("update", "taken", path, self._way.at_least())
+        except MemoryError:
+            # At the next start there is room. What comes of it is reported.
+            os.rename(path, _LATE)
+            answer = 202, {"state": "later"}
+        return self._restarting(answer)
 
     def _may_flash(self, size, sha256, args):
-        _do("firmware", "begin", size, sha256, args, self._way.at_least())
+        return _do("firmware", "begin", size, sha256, args, self._way.at_least())
 
     def _staged(self, kind):
         # Kept from piece to piece: how much is there is in flash now and then only.
@@ -66,29 +77,44 @@ class Updates:
 
     # What the loop tells
 
-    def connected(self):
-        if self._changeable:
-            self._report_ms = log.uptime_ms() + _REPORT_MS
+    def connected(self, session):
+        """The hub was verified, and has accepted this device."""
+        self._session, self._told = session, None
+        self._report_ms = log.uptime_ms() + _REPORT_MS
 
     def step(self):
         """At the end of each slice, whatever became of it."""
         if self._trial:
             if self._trial.step():
                 self._trial = None
-                _rest("trial")
-                self.connected()
-        elif self._report_ms is not None and log.uptime_ms() >= self._report_ms:
-            self._report_ms = None
-            if self._device.online:
-                self._told = self._try("report", self._in.twin)
-        elif self._told and self._in.twin.reported.settled():
-            self._told = self._try("told", self._told)
+                _rest("trial", "slots")
+                self._report_ms = log.uptime_ms()
+        elif self._device.online:
+            if self._report_ms is not None and log.uptime_ms() >= self._report_ms:
+                self._report_ms = None
+                self._told = self._try("report", self._way, self._session)
+                self._told_ms = log.uptime_ms() + _TOLD_MS
+            elif self._told and log.uptime_ms() >= self._told_ms:
+                # The connection has lasted: the hub has it.
+                self._told = self._try("told", self._told)
 
-    def _try(self, name, what):
+    def _try(self, name, *what):
         try:
-            return _do("appfacts", name, what)
-        except OutpostError as e:
-            log.error(e)
+            return _do("appfacts", name, *what)
+        except (OutpostError, MemoryError, OSError) as e:
+            log.say("update", "its state is not reported now: %s" % e)  # with the next connection
+
+
+def _late():
+    """Before there is a connection: install what came when there was no memory to judge it."""
+    try:
+        os.stat(_LATE)
+    except OSError:
+        return
+    installed = _do("update", "late", _LATE)
+    os.remove(_LATE)
+    if installed:
+        _restart()
 
 
 def _trial(device):
@@ -97,7 +123,7 @@ def _trial(device):
 
     try:
         nvs = esp32.NVS(agreed.NVS_NAMESPACE)
-        if nvs.get_i32(agreed.NVS_APP_TRIAL) < 0:
+        if nvs.get_i32(_TRIAL) < 0:
             return None
     except OSError:
         return None
@@ -105,19 +131,6 @@ def _trial(device):
 
     number = trial.current(nvs)
     return trial.Trial(device, nvs, number) if number >= 0 else None
-
-
-def _changeable():
-    """Whether this board knows somebody who may sign software."""
-    try:
-        os.stat(agreed.SIGNERS_PATH)
-        return True
-    except OSError:
-        pass
-    try:
-        return bool(trust.software_keys())
-    except OutpostError:
-        return False
 
 
 def _other_place():

@@ -240,7 +240,7 @@ def test_device_whose_outbox_is_full_sleeps_and_sends_it_all_when_the_hub_is_bac
     script = FULL.replace(b"LONGEST", b"60 if machine.reset_cause() == 4 else 5")
     script = b"import machine\n" + script
     board = world.board(world.image(port, files={"/main.py": script}))
-    full = board.wait_for(r"FULL (\d+)", 60)
+    full = board.wait_for(r"FULL (\d+)$", 60)
     at = line_number(board, r"sleep +not connected, \d+ messages wait", timeout_s=60)
     hub = world.hub(port=port)
     line_number(board, r"sleep +all sent", at, timeout_s=120)

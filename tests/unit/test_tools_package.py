@@ -148,9 +148,17 @@ def test_a_package_that_no_device_takes_is_not_made(tmp_path):
 def test_boot_py_means_the_entries_that_the_library_means():
     source = (REPO / "boot.py").read_text()
     running, device = agreed._device, agreed._slots
-    for name in (device.NVS_APP_CURRENT, running.NVS_APP_TRIAL, device.NVS_APP_LIVES):
+    for name in (device.NVS_APP_CURRENT, device.NVS_APP_TRIAL, device.NVS_APP_LIVES):
         assert f'"{name}"' in source
     assert f'"{device.NVS_APP_LAST}"' in source and f'"{device.NVS_APP_OUTCOME}"' in source
     assert f'NVS("{running.NVS_NAMESPACE}")' in source and f"lives < {device.APP_LIVES}" in source
     assert device.NVS_APP_SLOTS == ("app-a", "app-b") and '"app-" + "ab"' in source
     assert source.count(f"timeout={running.WATCHDOG_S * 1000}") == 2
+
+
+def test_what_stays_in_memory_of_updates_means_the_same_kinds_and_entries():
+    source = (REPO / "lib" / "outpost" / "updates.py").read_text()
+    slots = agreed._slots
+    assert f'_KIND = "{slots.APP_KIND}"' in source and f'_TRIAL = "{slots.NVS_APP_TRIAL}"' in source
+    assert f"_MAX_BYTES = const({slots.APP_MAX_BYTES})" in source
+    assert f'"{slots.FIRMWARE_KIND}", place' in source

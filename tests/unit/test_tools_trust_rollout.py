@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 from hubs import eventually
-from operatorworld import World, outpost
+from operatorworld import PROGRAM, World, outpost
 from outpost_tools import vault
 from outpost_tools.pki import DevCA
 from outpost_tools.trustcargo import Told
@@ -178,6 +180,22 @@ def test_who_was_away_or_is_new_is_reached_by_the_same_command_again(world, flee
         fleet.connect(device_id)
     assert rollout()["done"] == 4
     assert len(fleet.devices["pump-1"].taken) == 1
+
+
+def test_after_a_ctrl_c_the_same_command_goes_on_where_it_was(world, fleet):
+    device = fleet.connect("pump-1", "silent")
+    bundle()
+    words = [PROGRAM, "trust", "rollout", "--first", "pump-1", "--patience", "60s"]
+    running = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert eventually(lambda: device.taken, 30)
+    assert eventually(lambda: '"sent"' in next(world.data.glob("rollouts/*.jsonl")).read_text())
+    running.send_signal(signal.SIGINT)
+    said, trouble = running.communicate(timeout=30)
+    assert running.returncode == 1 and "Traceback" not in trouble
+    assert "the same command again goes on" in said
+    device.report(2)
+    assert rollout(code=3)["done"] == 1
+    assert len(device.taken) == 1
 
 
 def test_a_dry_run_shows_the_waves_and_sends_nothing(world, fleet):

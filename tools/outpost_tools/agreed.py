@@ -20,8 +20,8 @@ def _load(name: str) -> ModuleType:
 
 
 _device = _load("agreed")
-_formats = _load("formats")
 _slots = _load("slots")
+_formats = _load("formats")
 
 NVS_NAMESPACE: str = _device.NVS_NAMESPACE
 NVS_DEVICE_ID: str = _device.NVS_DEVICE_ID
@@ -94,9 +94,9 @@ DELIVERY_METHOD: str = _device.DELIVERY_METHOD
 DELIVERY_PIECE_BYTES: int = _device.DELIVERY_PIECE_BYTES
 APP_MAGIC: bytes = _slots.APP_MAGIC
 APP_FORMAT: int = _slots.APP_FORMAT
-APP_KIND: str = _device.APP_KIND
-APP_MAX_BYTES: int = _device.APP_MAX_BYTES
-FIRMWARE_KIND: str = _device.FIRMWARE_KIND
+APP_KIND: str = _slots.APP_KIND
+APP_MAX_BYTES: int = _slots.APP_MAX_BYTES
+FIRMWARE_KIND: str = _slots.FIRMWARE_KIND
 FIRMWARE_MAGIC: bytes = _slots.FIRMWARE_MAGIC
 FIRMWARE_FORMAT: int = _slots.FIRMWARE_FORMAT
 FIRMWARE_RECORD_MAX: int = _slots.FIRMWARE_RECORD_MAX

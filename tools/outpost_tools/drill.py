@@ -16,10 +16,11 @@ from typing import Any
 from outpost_tools import endpoint
 from outpost_tools.bundle import Bundle
 from outpost_tools.bundle import Endpoint as Recovery
-from outpost_tools.bundleserver import BundleServer
-from outpost_tools.drillworld import FLEET, DrillWorld
+from outpost_tools.bundleserver import BundleServer, of_mapping, recovery_path
+from outpost_tools.drillworld import DrillWorld
 from outpost_tools.envelope import Envelope
 from outpost_tools.errors import OutpostError
+from outpost_tools.hub.tls import server_context
 from outpost_tools.pki import DevCA
 from outpost_tools.rollout import Limits, Rollout
 from outpost_tools.trustplan import Shipment, verified
@@ -58,7 +59,7 @@ class Drill:
     """`Drill(plan, tell).run()`.
 
     tell  gets what happens, as plain data: {"event": "phase", "title"}, {"event": "step", "text"},
-          and {"event": "look"} whenever what is known of the devices is new
+          {"event": "look"} whenever what is known of the devices is new, and {"event": "end"}
     """
 
     def __init__(self, plan: Plan, tell: Callable[[dict[str, Any]], None]) -> None:
@@ -66,6 +67,7 @@ class Drill:
         self.plan, self._tell = plan, tell
         self.world: DrillWorld
         self.root_names: dict[str, str] = {}
+        self._files: dict[str, bytes] = {}  # at the recovery endpoint
         self._phases = 0
         self._began = time.monotonic()
 
@@ -73,8 +75,12 @@ class Drill:
         """The whole of it; gives the figures. DrillFailed says which step went wrong."""
         with DrillWorld(self.plan.folder, self.plan.devices, self.plan.leg) as self.world:
             a, b, c = self._authorities()
-            with BundleServer(self.plan.folder / "server", names=("localhost",)) as self._server:
-                self._fleet_under(a)
+            # Known by its pin, whatever becomes of the other roots.
+            pinned = self.world.authority("Recovery")
+            files = of_mapping(self._files)
+            with BundleServer(files, server_context([self.world.leaf(pinned)])) as server:
+                point = Recovery("localhost", server.port, self.world.root(pinned))
+                self._fleet_under(a, point)
                 self._over_to(a, b)
                 self._misspelt(b)
                 self._emergency(b, c)
@@ -92,10 +98,9 @@ class Drill:
 
     # The phases
 
-    def _fleet_under(self, a: DevCA) -> None:
+    def _fleet_under(self, a: DevCA, recovery: Recovery) -> None:
         self._phase(f"{self.plan.devices} devices under root A")
         self.world.open_hub(a)
-        recovery = Recovery("localhost", self._server.port, self._server.pin)
         first = self.world.first([self.world.root(a)], [recovery])
         self.world.build(first)
         self.world.power_on()
@@ -151,7 +156,7 @@ class Drill:
         self._step("every device refuses the hub: its root has expired")
         self.world.move_hub(c, long)
         rescue = self.world.next([self.world.root(c)])
-        self._server.put_trust(FLEET, self.world.shelf.deliverable(rescue))
+        self._files[recovery_path(self.world.fleet)] = self.world.shelf.deliverable(rescue)
         self._step("the hub has moved to root C; a bundle lies at the recovery endpoint")
         self._all_connected(
             "all came back through the recovery endpoint", _mark(self.world.root(c)), rescue.version
@@ -165,6 +170,7 @@ class Drill:
             f"all {world.connected} devices are connected, {world.messages} messages arrived, "
             f"{world.lost} lost, in {seconds} s"
         )
+        self._tell({"event": "end"})
         return {
             "devices": self.plan.devices,
             "connected": world.connected,

@@ -1,7 +1,7 @@
 """The drill on the terminal: what has been done, and a line for each device as it is now.
 
 It owns the live picture while it lasts; where stdout is no terminal it prints phases and steps as
-lines, and the devices once after each phase.
+lines, and the devices once, at the end.
 """
 
 import time
@@ -41,6 +41,8 @@ class View:
             self._line(f"{'':9}{event['text']}")
         if self._console.is_terminal:
             self._live.update(self._picture(), refresh=True)
+        elif kind == "end":
+            self._console.print(self.devices())
 
     def _clock(self) -> str:
         seconds = int(time.monotonic() - self._began)
@@ -56,7 +58,8 @@ class View:
 
     def devices(self) -> RenderableType:
         """A line for each device."""
-        table = Table("device", "hub", "bundle", "root", "messages", "missing", "what it said last")
+        table = Table("device", "hub", "bundle", "root", "messages", "missing")
+        table.add_column("what it said last", no_wrap=True, overflow="ellipsis")
         drill = self.drill
         world = getattr(drill, "world", None)
         if drill is None or world is None:
@@ -87,5 +90,3 @@ class View:
     ) -> None:
         if self._console.is_terminal:
             self._live.stop()
-        else:
-            self._console.print(self.devices())

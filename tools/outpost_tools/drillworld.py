@@ -111,7 +111,7 @@ class DrillWorld:
         leg: str = "outpost32",
     ) -> None:
         self.folder = private_dir(folder)
-        self.leg = leg
+        self.leg, self.fleet = leg, FLEET
         self.members = {
             f"drill-{n}": Member(f"drill-{n}", folder / f"drill-{n}.bin")
             for n in range(1, devices + 1)
@@ -121,7 +121,7 @@ class DrillWorld:
         self._pens: list[Pen] = []
         self.sntp = self._stack.enter_context(SntpServer())
         self._own = self.authority("Drill service")
-        self.service = RestServer(port=0, context=server_context([self._leaf(self._own)]))
+        self.service = RestServer(port=0, context=server_context([self.leaf(self._own)]))
         self.hub: Hub
         self.operator: Operator
 
@@ -148,7 +148,7 @@ class DrillWorld:
         return ca.roots_der()[0]
 
     @staticmethod
-    def _leaf(ca: DevCA) -> tuple[Path, Path]:
+    def leaf(ca: DevCA) -> tuple[Path, Path]:
         leaf = ca.server("ecdsa", NAMES)
         return leaf.chain, leaf.key
 

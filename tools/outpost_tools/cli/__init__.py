@@ -84,4 +84,5 @@ __all__ = [
     "trust",
     "trustserve",
     "trustfleet",
+    "trustserve",
 ]

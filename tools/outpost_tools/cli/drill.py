@@ -43,9 +43,12 @@ def drill(
     from outpost_tools.ending import until_told
 
     folder = _emptied(data or tree() / "build" / "drill")
+    found = None
     with View(quiet=as_json) as view, until_told():
         view.drill = Drill(Plan(folder, devices, leg.value, patience_s=patience, pace_s=pace), view)
         found = view.drill.run()
+    if found is None:
+        raise OutpostError("The drill was stopped before its end.")
     if as_json:
         print_json(found)
     raise typer.Exit(0 if found["connected"] == devices and not found["lost"] else 1)

@@ -145,6 +145,7 @@ def trust_rollout(
         if dry_run:
             _show_plan(planned, ledger, as_json)
             return
+        good = False  # where a Ctrl-C ends it
         with ledger.held(), until_told():
             cargo.begin(ledger, planned)
             with _bar(sum(map(len, ledger.waves)), as_json) as tell:
@@ -251,6 +252,8 @@ def _show_end(ledger: Any, counts: dict[str, int], as_json: bool) -> None:
     lines.append(f"{said or 'There are no devices.'}. State: {ledger.path}")
     if failed:
         lines.append("Find out why, then go on with --retry, or with more --failures.")
+    elif counts["waiting"] or counts["sent"]:
+        lines.append("It was stopped before its end: the same command again goes on.")
     elif away:
         lines.append("The same command again reaches those who were away.")
     facts = {"state": str(ledger.path), **counts, "failures": failed, "missed": away}

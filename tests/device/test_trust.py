@@ -1,0 +1,274 @@
+"""Trust over the air, whole devices with a real hub: a new bundle is tried, and kept where it
+works; where it does not, the device stays with the one it has, and says why."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+
+import bundles
+import pytest
+from hubs import eventually
+from outpost_tools import bundle
+from outpost_tools.bundle import Endpoint
+from trustworld import BACK, IN_USE, MAIN, ON_TRIAL, QUIET, TrustWorld
+from world import line_number
+
+
+@pytest.fixture
+def trust(world):
+    return TrustWorld(world)
+
+
+def mark(der: bytes) -> str:
+    return hashlib.sha256(der).hexdigest()[:16]
+
+
+def test_a_fleet_moves_from_root_a_to_root_b_and_nothing_is_lost(trust):
+    board = trust.start()
+    done = trust.push(trust.bundle(2, "ab"))
+    assert (done.status, done.result) == (202, {"state": "trial", "version": 2})
+    board.wait_for(IN_USE, 60)
+    change = {"version": 2, "outcome": "in use"}
+    found = trust.until_reported(version=2, change=change)
+    assert found["roots"] == [mark(trust.a), mark(trust.b)] and 0 < found["expires_days"] < 5000
+    if trust.world.leg in ("outpost32", "outpost64"):
+        assert found["anchor"] == mark(trust.a)
+    trust.move("b")
+    assert trust.connected() and trust.alive()
+    done = trust.push(trust.bundle(3, "b"))
+    assert done.status == 202
+    line_number(board, IN_USE, line_number(board, r"version=3 is on trial;"))
+    assert trust.alive() and board.reboots == 0 and "Traceback" not in board.text
+    # What it had before is no way back.
+    trust.move("a")
+    line_number(board, "not trusted", len(board.lines))
+    time.sleep(1)
+    assert not trust.hub.connected
+    trust.move("b")
+    assert trust.connected() and trust.alive()
+    numbers = trust.numbers()
+    assert numbers == set(range(1, max(numbers) + 1))
+
+
+def test_a_bundle_without_the_hubs_root_changes_nothing(trust):
+    board = trust.start()
+    assert trust.push(trust.bundle(2, "x")).status == 202
+    assert board.wait_for(BACK, 60)[1] == "the hub is not trusted with it"
+    assert trust.connected() and trust.alive()
+    change = {"version": 2, "outcome": "the hub is not trusted with it"}
+    assert trust.until_reported(change=change)["version"] == 1
+    # A better one of the same version takes its place.
+    assert trust.push(trust.bundle(2, "a")).status == 202
+    board.wait_for(IN_USE, 60)
+    assert trust.nvs("tr-high") == 2
+
+
+def test_a_hub_that_is_away_during_the_trial_ends_it_in_time(trust):
+    board = trust.start()
+    assert trust.push(trust.bundle(2, "ab")).status == 202
+    port = trust.hub.port
+    trust.hub.stop()
+    assert board.wait_for(BACK, 60)[1] == "the hub was not reached with it in time"
+    trust.hub = trust.world.hub(chain="ecdsa", port=port)
+    assert trust.connected() and trust.alive()
+    outcome = "the hub was not reached with it in time"
+    assert trust.until_reported(change={"version": 2, "outcome": outcome})["version"] == 1
+
+
+def test_a_trial_needs_an_acknowledged_message_and_makes_one_itself(trust):
+    board = trust.start(QUIET)
+    assert trust.push(trust.bundle(2, "ab")).status == 202
+    board.wait_for(IN_USE, 60)
+    assert any(b'"trial"' in t.body for t in trust.hub.telemetry)
+
+
+def test_a_reset_in_the_middle_of_a_trial_goes_on_with_it(trust):
+    board = trust.start()
+    assert trust.push(trust.bundle(2, "ab")).status == 202
+    board.wait_for(ON_TRIAL, 10)
+    board = trust.restart()
+    board.wait_for("is on trial still", 30)
+    board.wait_for(IN_USE, 60)
+    assert trust.alive()
+
+
+def test_a_trial_that_ends_the_device_each_time_is_given_up(trust):
+    trust.move("a")
+    board = trust.start(trust={"trial_s": 600})
+    assert trust.push(trust.bundle(2, "x")).status == 202
+    board.wait_for(ON_TRIAL, 10)
+    for life in range(1, 4):
+        board = trust.restart()
+        board.wait_for("is on trial still", 30)
+        assert life < 4
+    board = trust.restart()
+    assert board.wait_for(BACK, 30)[1] == "the device was restarted too often with it"
+    assert trust.connected() and trust.alive()
+
+
+def test_a_file_that_comes_twice_is_in_use_already(trust):
+    board = trust.start()
+    data = trust.bundle(2, "ab")
+    assert trust.push(data).status == 202
+    board.wait_for(IN_USE, 60)
+    assert trust.connected()
+    again = trust.push(data)
+    assert (again.status, again.result) == (200, {"state": "in use", "version": 2})
+
+
+def test_a_device_that_slept_through_changes_of_keys_goes_straight_to_the_newest(trust):
+    roots = [trust.a, trust.b]
+    history = [
+        bundles.signed(trust.present),
+        bundles.signed(bundles.make(2, roots, keys=bundles.keys("b")), "ab"),
+        bundles.signed(bundles.make(5, roots, keys=bundles.keys("cde", 2)), "bce"),
+        bundles.signed(bundles.make(6, roots, keys=bundles.keys("cde", 2)), "cd"),
+    ]
+    board = trust.start()
+    assert trust.push(bundle.deliverable(history)).result == {"state": "trial", "version": 6}
+    assert board.wait_for(IN_USE, 60)[1] == "6"
+    # From now on the new keys sign, and the old ones no more.
+    assert trust.connected()
+    assert trust.push(trust.bundle(7, "ab", "a")).status == 409
+    seven = trust.bundle(7, "ab", "ce", keys=bundles.keys("cde", 2))
+    assert trust.push(seven).status == 202
+
+
+def test_an_expired_bundle_is_not_installed_and_one_in_use_goes_on(trust):
+    now = int(time.time())
+    factory = bundles.make(1, [trust.a], issued=1000, expires=2000)
+    board = trust.start(factory=bundles.signed(factory).encode())
+    done = trust.push(trust.bundle(2, "ab", issued=now - 900, expires=now - 100))
+    assert done.status == 409 and "expired" in done.why
+    done = trust.push(trust.bundle(2, "ab", issued=now + 100000, expires=now + 200000))
+    assert done.status == 409 and "future" in done.why
+    assert trust.push(trust.bundle(2, "ab")).status == 202
+    board.wait_for(IN_USE, 60)
+
+
+# Who may sign for boards that were made before there were bundles
+
+
+def test_a_board_with_the_list_of_an_older_image_is_read_and_takes_its_first_bundle(trust):
+    from outpost_tools import roots
+    from outpost_tools.envelope import Keys, point_of
+    from outpost_tools.signing import b64
+
+    point = b"\x04" + point_of(bundles.key("a"))
+    signers = b'{"fleet": "harbour", "signers": [{"point": "%s", "roles": ["trust"]}]}' % (
+        b64(point).encode()
+    )
+    board = trust.start(factory=roots.pack([trust.a]), files={"/trust/signers.json": signers})
+    assert trust.push(trust.bundle(1, "ab", "b")).status == 409
+    first = trust.bundle(1, "ab", "ac", keys=Keys.of(1, [point_of(bundles.key("c"))]))
+    assert trust.push(first).status == 202
+    board.wait_for(IN_USE, 60)
+    assert trust.connected()
+    assert trust.push(trust.bundle(2, "ab", "a")).status == 409
+
+
+def test_a_board_that_names_nobody_takes_no_bundle(trust):
+    trust.start(factory=bundle.factory([trust.a], int(time.time())))
+    assert trust.connected()
+    assert trust.push(trust.bundle(1)).status == 404
+
+
+# When no hub is trusted any more
+
+RECOVERY = b"""
+import sys, outpost
+class recovery:
+    def fetch(endpoint, kind):
+        host, port, pin, fleet = endpoint
+        print("FETCH", host, port, len(pin), fleet, kind)
+        if host != "rescue.example":
+            from outpost.errors import LinkError
+            raise LinkError("nobody is there")
+        return "/rescued.bin"
+    fetch = staticmethod(fetch)
+sys.modules["outpost.recovery"] = outpost.recovery = recovery
+"""
+
+
+def rescued(trust, data: bytes, **options):
+    pin = bundles.root("R").der
+    present = bundles.make(
+        1,
+        [trust.a],
+        recovery=(Endpoint("gone.example", 1, pin), Endpoint("rescue.example", 2, pin)),
+    )
+    return trust.start(
+        RECOVERY + options.pop("main", MAIN),
+        factory=bundles.signed(present).encode(),
+        files={"/rescued.bin": data},
+        trust={"recovery_after_s": 2},
+        **options,
+    )
+
+
+def test_a_device_whose_root_is_gone_comes_back_through_the_recovery_endpoint(trust):
+    board = rescued(trust, trust.bundle(4, "b"))
+    assert trust.connected()
+    trust.move("b")
+    line_number(board, "FETCH gone.example 1 .* harbour trust")
+    at = line_number(board, "FETCH rescue.example 2")
+    line_number(board, IN_USE, at)
+    assert trust.connected() and trust.alive()
+    assert trust.until_reported(version=4)
+    assert trust.nvs("tr-since") is None and trust.nvs("tr-miss") is None
+
+
+@pytest.mark.parametrize("case", ["unsigned", "old", "another fleet", "junk"])
+def test_what_the_recovery_endpoint_gives_is_believed_for_its_signatures_alone(trust, case):
+    data = {
+        "unsigned": lambda: bundles.make(4, [trust.b]).unsigned().encode(),
+        "old": lambda: trust.bundle(1, "b"),
+        "another fleet": lambda: trust.bundle(4, "b", fleet="dock"),
+        "junk": lambda: b"junk",
+    }[case]()
+    board = rescued(trust, data)
+    assert trust.connected()
+    trust.move("b")
+    at = line_number(board, "no bundle from rescue.example")
+    line_number(board, "FETCH rescue.example", at + 1)  # it asks again, and does not give up
+    assert not trust.hub.connected
+    trust.move("a")
+    assert trust.connected() and trust.alive()
+    assert trust.nvs("tr-slot") is None
+
+
+def test_a_short_time_without_trust_is_no_emergency(trust):
+    board = rescued(trust, trust.bundle(4, "b"), config={"backoff_s": [1, 1]})
+    assert trust.connected()
+    trust.move("b")
+    board.wait_for("not trusted", 30)
+    trust.move("a")
+    assert trust.connected()
+    assert "FETCH" not in board.text or eventually(lambda: trust.alive())
+
+
+def test_a_bundle_in_use_that_the_flash_lost_is_delivered_again_and_no_older_one_connects(trust):
+    damage = MAIN.replace(
+        b"device = Device()",
+        b"import os\n"
+        b"if 'damage' in os.listdir('/') and 'a.bin' in os.listdir('/trust'):\n"
+        b"    os.remove('/damage')\n"
+        b"    open('/trust/a.bin', 'wb').close()\n"
+        b"device = Device()\n"
+        b"@device.method('damage')\n"
+        b"def damage(payload):\n"
+        b"    open('/damage', 'wb').close()\n",
+    )
+    four = trust.bundle(4, "ab")
+    board = rescued(trust, four, main=damage)
+    assert trust.push(four).status == 202
+    board.wait_for(IN_USE, 60)
+    assert trust.connected()
+    trust.operator.invoke("damage")
+    board = trust.restart()
+    # The factory's bundle has the hub's root, and only its recovery endpoint is used.
+    at = line_number(board, "FETCH rescue.example")
+    assert "hub      connected" not in "\n".join(x.text for x in board.lines[:at])
+    line_number(board, IN_USE, at)
+    assert trust.connected() and trust.alive()
