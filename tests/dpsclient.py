@@ -50,7 +50,7 @@ class Client:
         self.mqtt.reconnect_delay_set(60, 60)
         self.mqtt.connect(world.hub.host, world.hub.port, 60)
         self.mqtt.loop_start()
-        self.code = self.codes.get(timeout=15)
+        self.code = self.codes.get(timeout=30)
         if self.code == 0:
             self.mqtt.subscribe(RESPONSES, 1)
             assert self.ready.wait(10)
@@ -62,7 +62,7 @@ class Client:
 
     def ask(self, topic, body=b" "):
         self.mqtt.publish(topic, body, qos=1)
-        return self.answers.get(timeout=15)
+        return self.answers.get(timeout=30)
 
     def register(self, body=None):
         if body is None:

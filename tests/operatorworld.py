@@ -77,7 +77,7 @@ class World:
         client.loop_start()
         self._clients.append(client)
         for _ in range(3):
-            assert ready.acquire(timeout=10)
+            assert ready.acquire(timeout=30)
         return client
 
     def close(self) -> None:

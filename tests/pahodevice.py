@@ -48,7 +48,7 @@ class World:
 
         return asyncio.run_coroutine_threadsafe(work, self.core._loop)
 
-    def event(self, kind, timeout_s=10):
+    def event(self, kind, timeout_s=30):
         """The last event of a kind, once there is one."""
         assert self.hub.wait_until(lambda: self.count(kind), timeout_s), f"no {kind}"
         return [e for e in self.hub.events if e["event"] == kind][-1]
@@ -107,14 +107,14 @@ class Device(paho.Client):
 
     def subscribe_to(self, topic, qos=1):
         self.subscribe(topic, qos)
-        assert self.granted.get(timeout=10) == [qos]
+        assert self.granted.get(timeout=30) == [qos]
 
-    def next(self, timeout_s=10):
+    def next(self, timeout_s=30):
         """Topic, body and QoS of the next message."""
         return self.came.get(timeout=timeout_s)
 
 
-def connack(client, timeout_s=10):
+def connack(client, timeout_s=30):
     deadline = time.monotonic() + timeout_s
     while not client.codes and time.monotonic() < deadline:
         time.sleep(0.01)

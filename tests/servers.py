@@ -7,7 +7,9 @@ fixed port, and never waits without a limit.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import random
 import re
 import shutil
 import signal
@@ -21,7 +23,8 @@ from pathlib import Path
 
 import pytest
 
-WAIT_S = 15.0
+_ports = itertools.count(random.randrange(1200))
+WAIT_S = 60.0  # a machine that does other things too
 
 
 def need(program: str, package: str) -> str:
@@ -32,9 +35,20 @@ def need(program: str, package: str) -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port for a server that must be told one: of the range that no connection gets its own from,
+    and of a part of it that the other processes of this run leave alone."""
+    part = int(re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", "")) or 0) % 16
+    for _ in range(1000):
+        port = 12000 + part * 1200 + next(_ports) % 1200
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("there is no free port")
+
+
+def in_time(seconds: float) -> float:
+    """So many seconds on a machine that has time, and as many more as it has too much to do."""
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -83,7 +97,11 @@ def mosquitto(directory: Path, certificate: Path, key: Path, more: str = "") -> 
         with log.open("wb") as out:
             process = subprocess.Popen([program, "-c", str(config)], stdout=out, stderr=out)
         try:
-            time.sleep(0.1)
+            settled = time.monotonic() + WAIT_S
+            while process.poll() is None and time.monotonic() < settled:
+                if b" running" in log.read_bytes():
+                    break
+                time.sleep(0.02)
             if process.poll() is not None and b"in use" in log.read_bytes():
                 continue  # somebody took the port in between
             wait_until(lambda port=port: listening(port), process, log)

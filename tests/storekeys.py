@@ -23,6 +23,16 @@ def load(source_edit: tuple[str, str] | None = None) -> types.ModuleType:
     sys.modules["outpost_keys"] = package
     importlib.import_module("outpost_keys.agreed")
     importlib.import_module("outpost_keys.errors")
+    # What drops the TLS session, which is in RTC memory: here it is counted.
+    session = types.ModuleType("outpost_keys.resumption")
+    session.forgotten = 0  # type: ignore[attr-defined]
+
+    def forget() -> None:
+        session.forgotten += 1  # type: ignore[attr-defined]
+
+    session.forget = forget  # type: ignore[attr-defined]
+    sys.modules["outpost_keys.resumption"] = session
+    package.resumption = session  # type: ignore[attr-defined]
     path = FOLDER / "keystore.py"
     spec = importlib.util.spec_from_file_location("outpost_keys.keystore", path)
     assert spec is not None

@@ -74,6 +74,8 @@ class Network:
     weather: Weather
     passed: int = 0
     lost: int = 0
+    doubled: int = 0
+    overtaken: int = 0  # held back, so that later ones go first
     _stopping: threading.Event = field(default_factory=threading.Event)
 
     def serve(self, seed: int) -> None:
@@ -108,9 +110,12 @@ class Network:
                 at = start + weather.delay_s + chance.uniform(0, weather.jitter_s)
                 if chance.random() < weather.late:
                     at += 0.01 + 2 * weather.delay_s
+                    self.overtaken += 1
                 else:
                     at = last_at[tun] = max(at, last_at[tun])
-                for _ in range(2 if chance.random() < weather.twice else 1):
+                copies = 2 if chance.random() < weather.twice else 1
+                self.doubled += copies - 1
+                for _ in range(copies):
                     heapq.heappush(waiting, (at, next(order), out, packet))
 
 

@@ -110,7 +110,7 @@ class Assignment:
             dps.password(credential, settings, self._name, now),
             walk.config.keepalive_s,
         )
-        walk.open(session, where, credential, True)
+        walk.open(session, where, credential, True, credential.symmetric)
         try:
             return dps.ask(session, self._name, request)
         finally:

@@ -12,6 +12,8 @@ import socket
 import struct
 import time
 
+from micropython import const
+
 from . import agreed, log, rtcmem, watchdog
 from .errors import ClockError
 
@@ -20,6 +22,10 @@ _EPOCH = agreed.UNIX_2000 if time.gmtime(0)[0] == 2000 else 0
 _NTP_TO_UNIX = 2208988800
 _ERA = 1 << 32
 AGREE_S = 10  # how near two servers must be
+# In deep sleep a board's clock goes wrong by minutes a day: what was vouched for is asked for again
+# when it is so old, and when it is so old and nobody has answered it is vouched for no more.
+_AGAIN_S = const(86400)
+_STALE_S = const(30 * 86400)
 # The end of an i32 from 2000, in 2068: the board's own date arithmetic ends there.
 LAST = agreed.UNIX_2000 + 0x7FFFFFFF
 
@@ -56,7 +62,8 @@ class Clock:
         self.servers = servers
         self._asked = False
         self._doubts = 0  # refusals since the clock was last vouched for
-        self._choices = 1  # times that the last settle() could choose from
+        self._choices = 0  # times that the last settle() could choose from
+        self._vouched_at = self._asked_at = 0
         self.source = "unknown"
         self.floor = self._load_floor()
 
@@ -91,22 +98,58 @@ class Clock:
     def doubt(self):
         """The server's certificate or our token was refused: the clock may be why.
 
-        True where the next settle() will ask SNTP though this one did not, or has another
-        time to try, so that trying again soon can help. Without this, one wrong answer of
+        True where the next settle() will ask SNTP though this one did not, or had no answer, or
+        has another time to try: trying again soon can help. Without this, one wrong answer of
         SNTP, kept over every reset, would keep a device away until its power is cut.
         """
         self._doubts += 1
         self._become("floor" if self.source == "floor" else "unvouched")
-        return not self._asked or self._doubts < self._choices
+        return not self._asked or not self._choices or self._doubts < self._choices
 
     def vouched(self):
         """Whether the time is worth writing down: servers gave it, or it was kept since."""
         return self.source not in ("unknown", "floor", "unvouched")
 
     def _become(self, source):
-        """Set the source; whether it vouches is known after a reset too."""
+        """Set the source; whether it vouches, and since when, is known after a reset too."""
         self.source = source
-        rtcmem.put(rtcmem.CLOCK_VOUCHED, b"\1" if self.vouched() else None)
+        self._vouched_at = now()
+        self._remember()
+
+    def _remember(self):
+        """The time of now is the one at which servers were asked last."""
+        self._asked_at = now()
+        pair = None
+        if self.vouched():
+            pair = struct.pack(
+                "<II", self._vouched_at - agreed.UNIX_2000, self._asked_at - agreed.UNIX_2000
+            )
+        rtcmem.put(rtcmem.CLOCK_VOUCHED, pair)
+
+    def _recall(self):
+        """Whether the board's clock was vouched for before this reset, and ran on."""
+        import machine
+
+        if machine.reset_cause() == machine.PWRON_RESET:
+            return False
+        kept = rtcmem.get(rtcmem.CLOCK_VOUCHED)
+        if kept is None or len(kept) != 8:
+            return False
+        vouched, asked = struct.unpack("<II", kept)
+        self._vouched_at = vouched + agreed.UNIX_2000
+        self._asked_at = asked + agreed.UNIX_2000
+        return True
+
+    def _good(self):
+        """Whether the clock is vouched for and runs on from there: a sleep may have upset it."""
+        if self.source == "unknown" and self._recall():
+            self.source = "rtc"
+        if not self.vouched():
+            return False
+        if self._possible(now()) and self._vouched_at <= now() < self._vouched_at + _STALE_S:
+            return True
+        self._become("unvouched")
+        return False
 
     def _possible(self, unix_s):
         return self.floor <= unix_s <= LAST
@@ -119,19 +162,22 @@ class Clock:
         still tries to connect with the floor, and says so.
         """
         self._asked = False
-        if self._possible(now()):
-            if self.vouched():
-                return now()
-            if self.source == "unknown" and _kept_over_reset():
-                self.source = "rtc"
-                return now()
+        good = self._good()
+        if good and self._asked_at <= now() < self._asked_at + _AGAIN_S:
+            return now()
         self._asked = True
         answers, agreeing = self._ask()
+        self._choices = len(answers)
         if agreeing:
             self._doubts = 0
             self._choices = 1
-            _set(answers[-1] + log.uptime_ms() // 1000)
+            unix_s = answers[-1] + log.uptime_ms() // 1000
+            if good and abs(unix_s - now()) > AGREE_S:
+                log.say("clock", "it was wrong by %d s" % (now() - unix_s))
+            _set(unix_s)
             self._become(agreeing)
+        elif good:
+            self._remember()  # what nobody confirms does not undo it: asked again in a day
         elif answers:
             # Each in turn, then the floor: the server's certificate will tell.
             self._choices = len(answers) + 1
@@ -186,15 +232,6 @@ class Clock:
                 % (len(self.servers), said),
             )
         return answers, None
-
-
-def _kept_over_reset():
-    """Whether the board's clock was vouched for before this reset, and ran on."""
-    import machine
-
-    if machine.reset_cause() == machine.PWRON_RESET:
-        return False
-    return rtcmem.get(rtcmem.CLOCK_VOUCHED) == b"\1"
 
 
 def _set(unix_s):

@@ -41,7 +41,7 @@ class Device:
         self._messages = sender.Sender(sender.open_outbox(agreed.OUTBOX_LABEL))
         self._way = Walk()
         self._way.model = model
-        self._in = Incoming(self._way.at_least)
+        self._in = Incoming(self._way.at_least, self._messages.counts)
         self._watched = False
         self._stepping = False
         self._leaving = False
@@ -179,12 +179,14 @@ class Device:
         duty.run(self, every, linger, longest)
 
     def idle(self):
-        """Whether all that was taken is sent, and nothing received is under way."""
+        """Whether all that was taken is sent, and nothing is under way: no handler, no question to
+        the hub, no report."""
         session = self._session
         return session is not None and not (
             (self._files and self._files.busy())
             or len(self._messages)
-            or len(self._in.tasks)
+            or self._in.busy()
+            or self._timers.busy()
             or session.busy()
             or trust.trial
         )
@@ -273,7 +275,7 @@ class Device:
         # must not be called in a tight loop.
         if self.online and log.uptime_ms() - self._online_since > _STEADY_MS:
             self._backoff.reset()
-        if err.person and err.stage in ("tls", "hub") and self._way.doubt_clock():
+        if err.clock and self._way.doubt_clock():
             err.person = False
         again = self._guard and self._guard.failed(err)
         wait = 0 if again else self._backoff.next_ms(err.person, err.busy)

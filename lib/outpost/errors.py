@@ -19,6 +19,7 @@ class OutpostError(Exception):
     )
 
     busy = False  # the other side has more to do than it can
+    clock = False  # this device's clock may be why
 
     def __init__(self, sentence, person=False):
         super().__init__(sentence)
@@ -26,7 +27,10 @@ class OutpostError(Exception):
 
     def kind(self):
         """What to do about it: "refused" (look at the identity), "busy" (wait), "setup" (mend
-        what the sentence names) or "network" (it comes back by itself)."""
+        what the sentence names), "clock" (the time servers are asked again) or "network" (it comes
+        back by itself)."""
+        if self.clock and not self.person:
+            return "clock"
         if self.refused:
             return "refused"
         return "busy" if self.busy else "setup" if self.person else "network"

@@ -72,9 +72,13 @@ class Credential:
         # The place is the name of the store's own function.
         return getattr(self._store, self.place)() or keystore.Record(0)
 
+    def shown(self):
+        """The chain that is shown in the handshake; nothing where tokens are signed."""
+        return b"" if self.symmetric else self._record().chain
+
     def message_bytes(self):
         """How long the device's certificate message is, in one handshake record."""
-        return 0 if self.symmetric else 16 + 3 * 4 + len(self._record().chain)
+        return 0 if self.symmetric else 16 + 3 * 4 + len(self.shown())
 
     def arm(self, context):
         """Make the connections that follow show this certificate. Holds the chain meanwhile."""

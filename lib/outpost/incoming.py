@@ -5,21 +5,30 @@ that kept it may have kept the wishes of earlier software), and says when the de
 reading because too many handlers are under way. Owns no flash.
 """
 
+from micropython import const
+
 from . import agreed, log, telemetry
 from .profile import ANSWER, DESIRED, MESSAGE, METHOD, WHOLE
 from .tasks import Tasks
+
+_COUNTS = "outbox"  # the reported property
+_COUNTED = ("waiting", "refused", "dropped", "damaged")
+_COUNT_MS = const(3600000)
 
 
 class Incoming:
     """tasks, commands and twin: its parts, for those who register handlers.
 
     commands and twin are loaded when they are first asked for: software that only sends does
-    without their memory. `now` is Commands.now.
+    without their memory. `now` is Commands.now; counts() tells what became of the messages, which
+    is reported where the twin is used at all.
     """
 
-    def __init__(self, now=None):
+    def __init__(self, now=None, counts=None):
         self.tasks = Tasks()
         self._now = now
+        self._counts = counts
+        self._count_at = 0  # uptime when to report it
         self._commands = self._twin = None
         self._session = self._profile = self._id = None
         self._filters = []
@@ -79,6 +88,7 @@ class Incoming:
                 part.attach(session, profile, device_id)
         self._filters = []
         self._said = False
+        self._count_at = 0
         self._subscribe()
 
     def detach(self):
@@ -115,6 +125,10 @@ class Incoming:
             else:
                 self.ask_twin()
 
+    def busy(self):
+        """Whether a handler is under way, or something that the hub has not answered."""
+        return len(self.tasks) > 0 or (self._twin is not None and self._twin.busy())
+
     def full(self):
         """Whether nothing more is to be read from the connection now."""
         return self.tasks.full()
@@ -126,7 +140,20 @@ class Incoming:
             return wait
         if not self._session.asking():
             self._subscribe()  # a handler may have come since
-        return min(wait, self._twin.service()) if self._twin else wait
+        if not self._twin:
+            return wait
+        if self._counts and log.uptime_ms() >= self._count_at and self._twin.wanted():
+            self._report_counts()
+        return min(wait, self._twin.service())
+
+    def _report_counts(self):
+        """At each connection and each hour: a report for each message would be one more each."""
+        self._count_at = log.uptime_ms() + _COUNT_MS
+        counts = self._counts()
+        try:
+            self._twin.report({_COUNTS: {name: counts[name] for name in _COUNTED}})
+        except (ValueError, MemoryError) as e:
+            log.say("twin", "what became of the messages is not reported: %s" % e)
 
     def acknowledged(self, pid):
         if self._twin:

@@ -5,13 +5,14 @@ form sas1/sas2, which stays the lowest. A candidate goes whole into the entry th
 not in use; one i32 write makes it the one in use; only then is the old one erased. Power that
 goes at any flash operation so leaves the old identity or the new one, whole.
 
-Holds no private key of a tlspolicy slot: those are in C. Never prints anything.
+Another key in use drops the TLS session of the last. Holds no private key of a tlspolicy slot:
+those are in C. Never prints anything.
 """
 
 import binascii
 import struct
 
-from . import agreed
+from . import agreed, resumption
 from .errors import IdentityError, number
 
 try:
@@ -249,6 +250,7 @@ class Store:
     def _tidy(self):
         """After a commit: what the new identity took the place of goes, the trial's mark last."""
         nvs = self.nvs
+        resumption.forget()  # a session stands for the key that it was made with
         self._erase_keys()
         for name in (
             agreed.NVS_RECORDS[1 - self._at],

@@ -8,8 +8,12 @@ flash on its way is not encrypted by this. Writes nothing.
 
 import hashlib
 
+from micropython import const
+
 from . import agreed, jose, jwe
 from .errors import ConfigError
+
+MOST = const(4096)  # bytes of a body: sealing takes up to eight times that for a moment
 
 
 def load():

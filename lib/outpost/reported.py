@@ -29,6 +29,10 @@ class Reported:
     def wanted(self):
         return bool(self._waiting or self._known)
 
+    def busy(self):
+        """Whether something is to be reported that the hub does not have yet."""
+        return bool(self._waiting or self._flying)
+
     def attach(self, session, profile, device_id):
         """A new connection, or with None the end of one: what was under way goes again."""
         self._put_back()

@@ -4,8 +4,9 @@ needs no certificates.
 A session proves no root: it stands for the chain that was verified when it was made. So it is
 offered only where all of this is as it was then: the server's name and port, the roots, the suites,
 the key that this device proves itself with, the record size (in C, RFC 6066 binds it); while the
-server's certificate has not expired; for a week at most; and never for a key on trial. forget() is
-for whoever changes trust or keys. Kept in RTC memory, never in flash. A stock MicroPython has none.
+server's certificate has not expired; for a week at most; and never for a key on trial. One that
+leads to no connection is offered once. forget() is for whoever changes trust or keys. Kept in RTC
+memory, never in flash. A stock MicroPython has none.
 """
 
 import hashlib
@@ -39,18 +40,22 @@ def forget():
 class Offer:
     """One connection's use of the session: offer before it, keep after it.
 
-    where: host, port and ecc_only; roots() gives DER; mark names the key, None: no resumption.
+    where: host, port and ecc_only; roots() gives DER; credential None: no resumption.
     """
 
-    def __init__(self, where, roots, mark):
+    def __init__(self, where, roots, credential):
         self.made = False  # whether a session was offered
+        self._back = None  # what is in RTC memory again if the server was never reached
         self._tag = None
         self._began = self._ends = 0
-        if not policy or mark is None:
+        # A key on trial is tried with all of its proof.
+        if not policy or credential is None or credential.trial:
             return
+        key = "%s %s" % (credential.device_id, credential.mark)
         tag = hashlib.sha256(
-            ("%s:%d %s %s" % (where.host, where.port, where.ecc_only, mark)).encode()
+            ("%s:%d %s %s" % (where.host, where.port, where.ecc_only, key)).encode()
         )
+        tag.update(credential.shown())
         for der in roots():
             tag.update(der)
         self._tag = tag.digest()
@@ -59,14 +64,24 @@ class Offer:
 
     def _offer(self):
         kept = rtcmem.get(rtcmem.SESSION)
-        if not kept or kept[:32] != self._tag:
+        if not kept or len(kept) <= _HEAD or kept[:32] != self._tag:
             return False
         began, ends = struct.unpack_from("<II", kept, 32)
         now = clock.now() - _UNIX_2000
         if not began <= now < min(ends, began + _LONGEST_S):
             return False
         self._began, self._ends = began, ends
-        return policy.session(kept[_HEAD:])
+        # It goes before it is offered, and comes back by working: whatever it does to server or
+        # device, power cut and reset included, it does once.
+        rtcmem.put(rtcmem.SESSION, None)
+        if not policy.session(kept[_HEAD:]):
+            return False
+        self._back = kept
+        return True
+
+    def used(self):
+        """The server is reached."""
+        self._back = None
 
     def kept(self, facts):
         """The connection is made: keep its session for the next one."""
@@ -82,6 +97,8 @@ class Offer:
 
     def done(self):
         """Nothing of it stays in the TLS stack."""
+        if self._back:
+            rtcmem.put(rtcmem.SESSION, self._back)
         if policy:
             policy.session(None)
             policy.keep_session(False)

@@ -14,7 +14,7 @@ from micropython import const
 _MAGIC = b"ORT1"
 _SIZE = const(2048)
 
-CLOCK_VOUCHED = const(1)  # one byte: 1 where the board's clock was set by one who vouched for it
+CLOCK_VOUCHED = const(1)  # when the board's clock was vouched for, and SNTP asked (clock.py)
 SESSION = const(2)  # a TLS session (resumption.py)
 
 

@@ -38,6 +38,8 @@ class Sender:
         self.batch = 0  # bytes of one message made of several, 0: none
         self.full = 0  # policy, as the outbox's
         self.seal = None  # bytes -> bytes, where bodies are encrypted from end to end
+        self._most = None  # bytes that it can take, None: any
+        self._singly = False  # there was no memory for several in one
         self.sent = 0
         self.acked = 0
         self._moments = Moments()
@@ -59,11 +61,11 @@ class Sender:
         self.limit = c.queue
         self.batch = c.batch
         self.full = c.full
-        self.seal = None
+        self.seal = self._most = None
         if c.protect:
             from . import protect
 
-            self.seal = protect.load()
+            self.seal, self._most = protect.load(), protect.MOST
         if self.outbox is not None:
             self.outbox.full = c.full
 
@@ -173,6 +175,10 @@ class Sender:
                 "a durable message of %d bytes is too long: %d at most, or durable=False"
                 % (size, BODY_MAX)
             )
+        if self._most and size > self._most:
+            raise ValueError(
+                "a message of %d bytes is too long to be sealed: %d at most" % (size, self._most)
+            )
 
     # Sending
 
@@ -195,18 +201,15 @@ class Sender:
         if date is not None:
             self._moments.learn(date)
         while len(self._flying) < WINDOW:
-            entry = self._next_in_ram(True) or self._next_in_flash(date) or self._next_in_ram(False)
+            entry = self._next(date)
             if entry is None:
                 break
             names, places, body, made, more = entry
             pid = self._pid_from_before(names, session)
             again = pid is not None
             title = _title(names)
-            if self.seal:
-                body = self.seal(body)
-                more.append(SEALED)
-            if self.dropped():
-                more.append(("dropped", str(self.dropped())))
+            counts = self.counts()
+            more += [(n, str(counts[n])) for n in ("dropped", "refused", "damaged") if counts[n]]
             pid = session.publish(topic(title, made, more), body, pid=pid)
             self._flying[pid] = (names, places)
             if not again:
@@ -219,6 +222,38 @@ class Sender:
         for pid, _ in self._before.values():
             session.inflight.pop(pid, None)
         self._before.clear()
+
+    def _next(self, date):
+        """(ids, places, body as it is sent, made, properties) of the next message, or None."""
+        try:
+            while True:
+                found = (
+                    self._next_in_ram(True) or self._next_in_flash(date) or self._next_in_ram(False)
+                )
+                if found is None or not self.seal:
+                    return found
+                names, places, body, made, more = found
+                body = self._sealed(names, places, body)
+                if body is not None:
+                    return names, places, body, made, more + [SEALED]
+        except MemoryError:
+            self._singly = True  # several in one may be what is too much
+            raise
+
+    def _sealed(self, names, places, body):
+        """The body encrypted. None: it waited in RAM and cannot be; it is dropped, or else nothing
+        behind it would ever be sent."""
+        if places:
+            return self.seal(body)
+        try:
+            if len(body) <= self._most:
+                return self.seal(body)
+        except MemoryError:
+            pass
+        log.say("send", "id=%s is too long to be sealed: dropped" % names[0])
+        self._ram = [entry for entry in self._ram if entry[0] != names[0]]
+        self._dropped += 1
+        return None
 
     def _pid_from_before(self, names, session):
         """The packet id that carried exactly these, or None."""
@@ -243,7 +278,7 @@ class Sender:
             made = self._made(sequence, seconds, boot, date)
             if made is None:
                 more = [("boot", str(boot)), ("uptime", str(seconds))]
-        elif flags & JSON and self.batch:
+        elif flags & JSON and self.batch and not self._singly:
             return self._batch(found)
         return (number,), (place,), body, made, more
 
@@ -260,13 +295,14 @@ class Sender:
         _, made, _, body, place, _, number = found
         before = self._before.get(number, (None, ()))[1]
         names, places, times = [number], [place], [made]
+        most = min(self.batch, self._most or self.batch)
         whole = bytearray(b"[")
         whole += body
         while len(names) < _BATCH_MOST:
             following = self.outbox.next_size()
             if following is None or (before and len(names) == len(before)):
                 break
-            if not before and len(whole) + following + 2 > self.batch:
+            if (self.seal or not before) and len(whole) + following + 2 > most:
                 break
             found = self.outbox.read(self._cursor)
             if not found:

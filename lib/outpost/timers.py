@@ -104,6 +104,10 @@ class Timers:
         """`moment` as moment() makes it."""
         self._timers.append((_Daily if moment < _DAY_S else _OnDate)(moment, handler))
 
+    def busy(self):
+        """Whether a handler is under way."""
+        return len(self._tasks) > 0
+
     def run(self, date):
         """Call what is due; `date` is seconds since 2000 or None. Returns ms until the next is."""
         wait = self._tasks.step()

@@ -17,7 +17,7 @@ import tls
 from micropython import const
 
 from . import agreed, log, resumption
-from .errors import TlsError
+from .errors import OutpostError, TlsError
 from .stream import Stream
 
 try:
@@ -26,13 +26,15 @@ except ImportError:
     policy = None
 
 # mbedtls's words for what was wrong with a chain, and ours for what to do.
+_EXPIRED = "has expired"
+_FUTURE = "starts in the future"
 _VERDICTS = (
     (
         "CN) does not match",
         "its certificate names another host than %s: check `hub` and `gateway_host` in config.json",
     ),
-    ("has expired", "its certificate has expired, or this device's clock is wrong"),
-    ("starts in the future", "its certificate is not valid yet by this device's clock"),
+    (_EXPIRED, "its certificate has expired, or this device's clock is wrong"),
+    (_FUTURE, "its certificate is not valid yet by this device's clock"),
     ("not correctly signed", "its certificate does not end in one of this device's roots"),
     ("unacceptable", "its certificate uses a key or signature that is too weak"),
     ("key size", "its certificate uses a key or signature that is too weak"),
@@ -181,8 +183,10 @@ def _verdict(text, host):
 def _explain(e, host, shown=False):
     """TlsError of what mbedtls raised; shown: whether this device showed a certificate."""
     if isinstance(e, ValueError):
-        err = TlsError(_verdict(str(e), host), True)
+        text = str(e)
+        err = TlsError(_verdict(text, host), True)
         err.untrusted = True
+        err.clock = _EXPIRED in text or _FUTURE in text
         return err
     code = e.args[0] if e.args else 0
     climb = code in _CLIMB
@@ -315,18 +319,16 @@ def connect(where, roots, first_packet, ladder, credential=None):
     (resumption.py); where it does not do, a full handshake follows at once.
     """
     gc.collect()  # frees the C heap of an earlier connection's context
-    # A key on trial is tried with all of its proof.
-    mark = None if credential is None or credential.trial else credential.mark
-    offer = resumption.Offer(where, roots, mark)
+    offer = resumption.Offer(where, roots, credential)
     try:
         return _connect(where, roots, first_packet, ladder, credential, offer)
-    except TlsError as e:
-        if not offer.made or not e.handshake:
+    except OutpostError as e:
+        # A refusal too: who resumes may have lost whose session it was.
+        if not offer.made or not (e.refused or getattr(e, "handshake", False)):
             raise
         log.say("tls", "%s; the session is dropped" % e)
     finally:
         offer.done()
-    resumption.forget()
     return connect(where, roots, first_packet, ladder, credential)
 
 
@@ -346,6 +348,7 @@ def _connect(where, roots, first_packet, ladder, credential, offer):
         if shown:
             credential.arm(ctx)
         stream = open_stream(where.host, where.port, ctx, roots, pin=where.pin)
+        offer.used()
         answer = first_packet(stream)
     except BaseException as e:
         if stream:

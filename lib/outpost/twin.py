@@ -62,6 +62,10 @@ class Twin:
     def wanted(self):
         return bool(self._handlers) or self.reported.wanted()
 
+    def busy(self):
+        """Whether the hub is still to say what the twin is, or to take what is reported."""
+        return self._get_at is not None or self.reported.busy()
+
     # The connection
 
     def attach(self, session, profile, device_id):

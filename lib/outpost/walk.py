@@ -10,7 +10,7 @@ record size that works, the key that was taken) stays here. Owns nothing in flas
 import sys
 
 from . import agreed, clock, identity, keystore, log, profile, tls, trust, watchdog
-from .errors import IdentityError, OutpostError
+from .errors import IdentityError, OutpostError, Refused
 from .link import Link
 from .mqtt import Session
 
@@ -233,10 +233,14 @@ class Walk:
         user = names.user_name(where.hub, self.who.device_id, self.model, not credential.symmetric)
         password = names.password(credential, where.hub, now) if credential.symmetric else ""
         session = Session(self.who.device_id, user, password, c.keepalive_s, c.incoming_bytes)
-        return self.open(session, where, credential, False)
+        dated = credential.symmetric and names.TOKEN_TTL_S
+        return self.open(session, where, credential, False, dated)
 
-    def open(self, session, where, credential, clean):
-        """CONNECT over a new TLS connection to `where`; the session's password goes at once."""
+    def open(self, session, where, credential, clean, dated):
+        """CONNECT over a new TLS connection to `where`; the session's password goes at once.
+
+        dated  whether that is a token, which ends at a time
+        """
         watchdog.feed()
         try:
             _, self.connection = tls.connect(
@@ -246,12 +250,25 @@ class Walk:
                 self.ladder(where),
                 credential,
             )
-        except BaseException:
+        except BaseException as e:
             session.drop()
-            raise
+            if dated and isinstance(e, Refused) and e.refused:
+                e = self._token_refused(e)
+            raise e
         finally:
             session.pswd = None
         return session
+
+    def _token_refused(self, e):
+        """By a clock that nobody vouches for, the token's end may be long past."""
+        if not self.clock.vouched():
+            sentence = (
+                "the token was refused, and nobody vouches for the clock (source=%s): the time is "
+                "likely to be wrong, not the key; check `sntp`, and UDP port 123 outbound"
+            )
+            e = Refused(e.code, sentence % self.clock.source, e.person)
+        e.clock = True
+        return e
 
     def _learn_time(self):
         facts = self.connection.facts

@@ -100,8 +100,17 @@ def test_gateway_of_another_name_is_not_trusted(world, gateway):
         gateway.port,
         hub=HUB_NAME,
         config={"gateway_host": "127.0.0.1"},
-        trust=[pki.chain("ecdsa", root_number=4).root.der],
+        trust=[gateway.chain.root.der],
     )
     board = world.board(flash)
-    board.wait_for(r"error +tls: 127.0.0.1 is not trusted", 60)
+    board.wait_for(r"error +tls: 127.0.0.1 is not trusted: its certificate names another host", 60)
     assert not gateway.hub.telemetry and not gateway.seen
+
+
+def test_gateway_that_ends_in_the_hubs_root_only_is_not_trusted_and_none_goes_around_it(
+    world, gateway
+):
+    flash = world.image(gateway.port, hub=HUB_NAME, config={"gateway_host": "localhost"})
+    board = world.board(flash)
+    board.wait_for(r"error +tls: localhost is not trusted: .*one of this device's roots", 60)
+    assert not gateway.hub.telemetry and not gateway.seen and not gateway.hub.connected

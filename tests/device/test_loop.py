@@ -7,6 +7,7 @@ import time
 import pytest
 from fromhub import Operator
 from legs import OURS
+from servers import in_time
 from world import line_number
 
 TIMES = b"""
@@ -80,7 +81,7 @@ def test_device_runs_as_one_task_of_an_asyncio_program(world):
     board.wait_for(r"acked id=3", 60)
     begun = time.monotonic()
     assert operator.invoke("add", {"a": 4, "b": 3}) == (200, 7)
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < in_time(2)
     assert "error" not in board.text
 
 
@@ -116,10 +117,10 @@ def test_handler_that_never_returns_is_ended_by_the_watchdog_and_the_device_come
 def test_watchdog_leaves_a_device_alone_that_works_and_one_that_cannot_connect(world):
     hub = world.hub()
     main = HANG.replace(b"d.acked >= 1", b"False").replace(
-        b"d.run()", b"from outpost import watchdog\nwatchdog.arm(4)\nd.run()"
+        b"d.run()", b"from outpost import watchdog\nwatchdog.arm(10)\nd.run()"
     )
     board = world.board(world.image(hub.port, files={"/main.py": main}))
     board.wait_for(r"acked id=5", 60)
     hub.stop()
-    time.sleep(9)
+    time.sleep(22)
     assert board.reboots == 0 and board.running

@@ -28,7 +28,7 @@ def opened(body: bytes, key: bytes) -> bytes:
     return token.payload
 
 
-def start(world, key: bytes | None, **config):
+def start(world, key: bytes | None, main: bytes = MAIN, **config):
     hub = world.hub()
     identity = Identity(
         world.device.device_id, world.device.primary_key, payload=key if key else b""
@@ -37,7 +37,7 @@ def start(world, key: bytes | None, **config):
         hub.port,
         device=identity,
         config={"protect": "jwe", **config},
-        files={"/main.py": MAIN},
+        files={"/main.py": main},
     )
     return hub, world.board(flash)
 
@@ -61,6 +61,38 @@ def test_bodies_are_read_with_the_key_alone(world, batch):
     spoilt = hub.telemetry[0].body[:-4] + b"AAAA"
     with pytest.raises(jwe.InvalidJWEData):
         opened(spoilt, key)
+
+
+LARGE = b"""
+from outpost import Device
+d = Device()
+d.send(bytes(20000), durable=False)      # before the configuration is known
+for n in range(150):
+    d.send({"secret": "wine %d" % n, "more": "x" * 60})
+d.send("behind", durable=False)
+@d.every(seconds=1)
+def later():
+    if d.online:
+        try:
+            d.send(bytes(5000), durable=False)
+        except ValueError as e:
+            print("REFUSED", e)
+d.run()
+"""
+
+
+@pytest.mark.parametrize("batch", [0, 16384])
+def test_what_is_too_long_to_be_sealed_holds_up_nothing_behind_it(world, batch):
+    """With batches as long as the configuration takes, in the heap that the device has."""
+    key = secrets.token_bytes(32)
+    hub, board = start(world, key, main=LARGE, batch_bytes=batch)
+    board.wait_for(r"send +id=r1 is too long to be sealed: dropped", 60)
+    board.wait_for(r"REFUSED a message of 5000 bytes is too long to be sealed", 90)
+    board.wait_for(r"acked id=r2", 120)
+    assert " error " not in board.text
+    plain = b"".join(opened(t.body, key) for t in hub.telemetry)
+    assert all(b'"wine %d"' % n in plain for n in range(150)) and b'"behind"' in plain
+    assert hub.telemetry[-1].properties["dropped"] == "1"
 
 
 def test_board_without_the_key_says_so_and_sends_nothing_in_the_clear(world):

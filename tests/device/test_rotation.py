@@ -89,7 +89,7 @@ def test_an_emergency_forbids_the_old_symmetric_key_before_anything_else(rotatio
     assert done.emergency and done.kind == "symmetric"
     assert after.auth == "sas" and not set(before.keys) & set(after.keys)
     assert "forbidden" in rotation.said[0]
-    rotation.board.wait_for("credential=born", 5)
+    rotation.board.wait_for("credential=born", 30)
     rotation.start(flash)
     assert rotation.ready() == "primary"
 
@@ -102,7 +102,7 @@ def test_an_emergency_forbids_the_old_certificate(rotation):
     done = rotation.rotator().rotate(DEVICE_ID, emergency=True)
     device = rotation.device()
     assert device.auth == "selfSigned" and device.thumbprints[0] == done.key
-    rotation.board.wait_for("credential=born", 5)
+    rotation.board.wait_for("credential=born", 30)
     rotation.start(flash)
     assert rotation.ready() == "certificate"
 

@@ -7,6 +7,7 @@ import time
 
 import pytest
 from legs import VIRTUAL
+from world import line_number
 
 YEAR_S = 365 * 86400
 DAY_S = 86400
@@ -94,6 +95,40 @@ def test_time_servers_that_are_all_gone_leave_the_floor_and_it_is_said(world):
     # By the time at which the image was built the token and the certificate are good.
     board.wait_for(r"acked id=1", 60)
     assert not dated(hub)
+
+
+# The release's board keeps the host's own clock, whatever is set: it is never wrong.
+@pytest.mark.parametrize("leg", VIRTUAL, indirect=True)
+def test_token_that_is_refused_because_of_the_time_is_said_and_soon_tried_again(world):
+    """SNTP is away, the image an hour old: by that time the token has just ended."""
+    hub = world.hub()
+    gone = world.sntp(behaviour="silent")
+    config = {"sntp": [gone.address], "backoff_s": [1, 3600]}
+    flash = world.image(hub.port, gone, config=config, files={"/main.py": MAIN})
+    board = world.board(flash)
+    words = (
+        r"error +hub: the token was refused, and nobody vouches for the clock "
+        r"\(source=floor\): the time is likely"
+    )
+    at = 0
+    for n in range(3):
+        at = line_number(board, words, at, 90) + 1
+        wait, kind = re.search(r"in ([\d.]+) s kind=(\w+)", board.lines[at - 1].text).groups()
+        # Not the half hour of a refusal: 1, 2, 4 seconds at the most.
+        assert float(wait) <= 2**n and kind == "clock"
+    gone.behaviour = "ok"
+    board.wait_for(r"hub +connected", 90)
+    board.wait_for(r"acked id=2", 60)
+
+
+def test_token_that_is_refused_at_a_good_time_is_no_fault_of_the_clock(world):
+    hub = world.hub()
+    world.registry.set_status(world.device.device_id, "disabled")
+    flash = world.image(hub.port, config={"backoff_s": [1, 40]}, files={"/main.py": MAIN})
+    board = world.board(flash)
+    at = line_number(board, r"error +hub: the server does not authorise.* kind=refused")
+    wait = float(re.search(r"in ([\d.]+) s", board.lines[at].text)[1])
+    assert wait >= 20 and "vouches" not in board.text
 
 
 def test_leap_after_a_reconnection_is_not_followed(world):

@@ -93,7 +93,7 @@ class Desk:
         held = set(after.keys) | set(after.thumbprints)
         assert not (held - {born}) & (before - {born})
         assert rotation.fleet.rotation(DEVICE_ID) is None
-        status, facts = rotation.operator.invoke(DEVICE_ID, "outpost.identity", None, 10, 20)
+        status, facts = rotation.operator.invoke(DEVICE_ID, "outpost.identity", None, 60, 30)
         assert status == 200 and facts["trial"] is None
         if self.kind == "x509":
             assert facts["key"] == after.thumbprints[0]
@@ -114,7 +114,7 @@ def kill_and_go_on(desk: Desk, at: int) -> bool:
     killed = desk.run(at)
     if killed and not desk.emergency:
         # Whatever was begun, what the device has works: it answers.
-        assert desk.rotation.operator.invoke(DEVICE_ID, "outpost.identity", None, 10, 20)[0] == 200
+        assert desk.rotation.operator.invoke(DEVICE_ID, "outpost.identity", None, 60, 30)[0] == 200
     if killed:
         assert not desk.run(None)
     desk.check(before)

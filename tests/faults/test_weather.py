@@ -25,7 +25,7 @@ from legs import LEGS
 from outpost_tools.board import Board
 from outpost_tools.image import Settings, build_image
 from outpost_tools.registry import Registry
-from servers import stop
+from servers import in_time, stop
 from weather import Weather
 
 LEGS_HERE = ("outpost32",)
@@ -181,8 +181,13 @@ def test_every_accepted_message_arrives_over(tmp_path: Path, leg: str, what: Wea
     with sky(tmp_path, what, leg) as one:
         board = one.start_board(one.image(count=24, period_s=0.05))
         board.wait_for(r"accepted \w+ 24", 120)
-        one.all_arrived(300)
-        assert one.net.passed > 0
+        one.all_arrived(150)
+        assert len(one.accepted) == 24
+        # And the weather was what it says.
+        net = one.net
+        assert net.passed > 24
+        assert bool(net.doubled) == bool(what.twice) and bool(net.overtaken) == bool(what.late)
+        assert net.lost or not what.loss
 
 
 def test_a_network_that_swallows_everything_is_noticed_within_1_5_keep_alives(
@@ -195,7 +200,7 @@ def test_a_network_that_swallows_everything_is_noticed_within_1_5_keep_alives(
         one.net.weather.dark = True
         dark_at = time.monotonic()
         found = board.wait_for(r"^ *(\d+\.\d+) error +\w+: (.*)", 60, start)
-        assert time.monotonic() - dark_at < 15 + 5, found.string  # 5: for a busy machine
+        assert time.monotonic() - dark_at < in_time(15), found.string
         one.net.weather.dark = False
         start = len(board.lines)
         board.wait_for(r"hub +connected", 60, start)
@@ -215,12 +220,17 @@ def test_nothing_is_lost_in_an_hour_when_everything_breaks(tmp_path: Path) -> No
 def _bad_hour(folder: Path, minutes: int, seed: int) -> None:
     """5 % of the packets lost, and about once a minute of the board's time a blow."""
     speed, choose = 20, random.Random(seed)
+    # Each kind of them in any four minutes.
+    blows = [
+        blow
+        for _ in range(0, minutes, 4)
+        for blow in choose.sample(["hub", "board", "dark", "nothing"], 4)
+    ]
     with sky(folder, Weather(loss=0.05, delay_s=0.002), "outpost32", seed, speed) as one:
         flash = one.image(count=100000, period_s=5, keepalive_s=30)
         one.start_board(flash)
-        for _ in range(minutes):
+        for blow in blows[:minutes]:
             time.sleep(60 / speed)
-            blow = choose.choice(["hub", "board", "dark", "nothing"])
             if blow == "hub":
                 one.kill_hub()
                 time.sleep(choose.uniform(0, 60 / speed))
@@ -234,6 +244,7 @@ def _bad_hour(folder: Path, minutes: int, seed: int) -> None:
                 one.net.weather.dark = False
         one.cut_board()
         one.start_board(flash)
-        one.all_arrived(120)
+        one.all_arrived(180)
+        assert one.net.lost > minutes and len({start for start, _ in one.accepted}) > 1
         # About one in 5 s of the board's time; those that were made while it was off are none.
         assert len(one.accepted) >= minutes * 4

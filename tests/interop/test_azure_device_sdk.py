@@ -24,6 +24,7 @@ from cryptography.x509.oid import NameOID
 from hubs import device_connection_string, eventually, loopback, roots_file
 from outpost_tools.hub import Hub, faults
 from outpost_tools.registry import Registry, new_key, thumbprints
+from servers import in_time
 
 DEVICE = "pump-7"
 
@@ -191,7 +192,7 @@ def test_a_command_arrives_with_its_properties_and_is_gone_once_acknowledged(wor
         content_encoding="utf-8",
         ack="full",
     )
-    message = got.get(timeout=10)
+    message = got.get(timeout=30)
     assert message.data == b'{"open": true}' and message.message_id == "m-1"
     assert message.correlation_id == "c-1" and message.content_type == "application/json"
     assert message.content_encoding == "utf-8" and message.ack == "full"
@@ -212,7 +213,7 @@ def test_commands_wait_while_the_device_is_away_and_come_in_order(world: World) 
     second = world.client()
     got = commands_of(second)
     second.connect()
-    assert [got.get(timeout=10).data for _ in range(5)] == [b"0", b"1", b"2", b"3", b"4"]
+    assert [got.get(timeout=30).data for _ in range(5)] == [b"0", b"1", b"2", b"3", b"4"]
 
 
 def test_a_command_that_expired_does_not_arrive_and_is_a_dead_letter(world: World) -> None:
@@ -222,7 +223,7 @@ def test_a_command_that_expired_does_not_arrive_and_is_a_dead_letter(world: Worl
     client = world.client()
     got = commands_of(client)
     client.connect()
-    assert got.get(timeout=10).data == b"in time"
+    assert got.get(timeout=30).data == b"in time"
     dead = world.hub.core.wait(world.hub.core.commands_dead(DEVICE))
     assert [d.message_id for d in dead] == ["late"]
 
@@ -243,7 +244,7 @@ def test_a_twin_is_read_reported_to_and_its_desired_changes_arrive(world: World)
     client.on_twin_desired_properties_patch_received = patches.put
     time.sleep(0.5)
     core.wait(core.twin_patch(DEVICE, desired={"interval": None, "led": {"g": 2}}))
-    assert patches.get(timeout=10) == {"interval": None, "led": {"g": 2}, "$version": 3}
+    assert patches.get(timeout=30) == {"interval": None, "led": {"g": 2}, "$version": 3}
 
     client.patch_twin_reported_properties({"interval": 7, "gone": 1})
     client.patch_twin_reported_properties({"gone": None})
@@ -337,7 +338,7 @@ def test_a_device_that_is_disabled_or_removed_is_out_within_a_second(
             registry.set_status(DEVICE, "disabled")
         else:
             registry.remove(DEVICE)
-    assert lost.wait(10) and time.monotonic() - started < 1.5
+    assert lost.wait(30) and time.monotonic() - started < in_time(1.5)
     with pytest.raises(sdk.CredentialError):
         client.connect()
 

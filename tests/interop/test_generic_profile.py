@@ -95,7 +95,8 @@ def test_device_on_any_broker_sends_answers_takes_and_reports(setting):
     operator, board = setting
     topic, body = operator.await_("telemetry/")
     assert body == {"n": 1} and "telemetry/id=1" in topic
-    assert operator.await_("state/reported")[1] == {"firmware": "7"}
+    reported = operator.await_("state/reported")[1]
+    assert reported.pop("outbox")["dropped"] == 0 and reported == {"firmware": "7"}
     operator.publish("methods/add/r1", b'{"a": 2, "b": 40}')
     assert operator.await_("replies/r1/") == (operator.base + "replies/r1/200", 42)
     operator.publish("methods/missing/r2", b"")

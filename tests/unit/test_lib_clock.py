@@ -14,7 +14,7 @@ TABLE = [(1, 2, 0x9000, 0x6000, "nvs"), (0, 0, 0x10000, 0x1F0000, "factory")]
 
 # A clock over a machine of our own: `cause` is the reset cause, `answers` what SNTP gives.
 PRELUDE = """
-import esp32, sys, machine as board
+import esp32, struct, sys, machine as board
 class machine:
     PWRON_RESET = board.PWRON_RESET
     RTC = board.RTC
@@ -38,6 +38,9 @@ def keep(unix):
     nvs = esp32.NVS("outpost")
     nvs.set_i32(agreed.NVS_TIME_FLOOR, unix - agreed.UNIX_2000)
     nvs.commit()
+def vouched(at, asked=None):
+    pair = [x - agreed.UNIX_2000 for x in (at, asked or at)]
+    rtcmem.put(rtcmem.CLOCK_VOUCHED, struct.pack("<II", *pair))
 def kept():
     return esp32.NVS("outpost").get_i32(agreed.NVS_TIME_FLOOR) + agreed.UNIX_2000
 clock._set(agreed.UNIX_2000)
@@ -138,7 +141,7 @@ def test_clock_kept_over_a_reset_is_used_until_it_is_doubted(run):
     run("""
 machine.cause = 3
 clock._set(T + 1000)
-rtcmem.put(rtcmem.CLOCK_VOUCHED, b"\\1")
+vouched(T + 900)
 assert c.settle() in (T + 1000, T + 1001) and c.source == "rtc" and not asked
 assert c.doubt() is True
 answers["a"] = T + 99
@@ -148,6 +151,85 @@ assert c.doubt() is False                  # asked just now: it is not the clock
 answers["a"] = None
 c.settle()
 assert c.source == "unvouched" and clock.now() >= T + 99
+assert c.doubt() is True                   # nobody answered: it may be the clock
+""")
+
+
+SLEPT = "DAY = 86400\nmachine.cause = 3\n"
+
+
+@pytest.mark.parametrize("since", ["-1", "-400 * DAY", "30 * DAY"])
+def test_clock_that_leapt_in_its_sleep_is_not_vouched_for(run, since):
+    """It is earlier than it was, or later by more than anybody answers for."""
+    run(f"""{SLEPT}
+vouched(T + 500 * DAY)
+clock._set(T + 500 * DAY + {since})
+c.settle()
+assert c.source == "unvouched" and asked == ["a"] and not rtcmem.get(rtcmem.CLOCK_VOUCHED)
+answers["a"] = T + 500 * DAY + 7
+c.settle()
+assert c.source == "a" and clock.now() - T - 500 * DAY in (7, 8)
+""")
+
+
+def test_clock_that_was_vouched_for_a_day_ago_is_asked_for_again_and_put_right(run):
+    printed = run(f"""{SLEPT}
+c.servers = ALL
+vouched(T)
+clock._set(T + DAY - 60)
+c.settle()
+assert c.source == "rtc" and not asked
+clock._set(T + DAY + 1)
+answers["a"] = answers["b"] = T + DAY - 3600        # deep sleep went an hour wrong
+c.settle()
+assert c.source == "a,b" and clock.now() - T - DAY in (-3600, -3599)
+again = clock.Clock(ALL)
+again.settle()
+assert again.source == "rtc" and len(asked) == 2
+""")
+    assert "it was wrong by 360" in printed
+
+
+@pytest.mark.parametrize(
+    "said", [(None, None, None), ("T + 99 * DAY", None, None), ("T - 1", "T + 1", "T + 9 * DAY")]
+)
+def test_what_nobody_confirms_does_not_undo_a_clock_that_was_vouched_for(run, said):
+    run(f"""{SLEPT}
+c.servers = ALL
+vouched(T)
+clock._set(T + DAY + 100)
+answers["a"], answers["b"], answers["d"] = {", ".join(map(str, said))}
+assert c.settle() - T - DAY in (100, 101) and c.source == "rtc" and len(asked) == 3
+c.settle()
+assert len(asked) == 3                               # not at each connection
+again = clock.Clock(ALL)
+again.settle()
+assert again.source == "rtc" and len(asked) == 3
+clock._set(T + 2 * DAY + 200)
+again.settle()
+assert len(asked) == 6 and again.vouched()
+""")
+
+
+@pytest.mark.parametrize("kept", [b"", b"\1", b"12345678", bytes(8), b"\xff" * 8, bytes(9)])
+def test_rtc_memory_of_another_software_vouches_for_nothing(run, kept):
+    run(f"""{SLEPT}
+clock._set(T + 400 * DAY)
+rtcmem.put(rtcmem.CLOCK_VOUCHED, {kept!r})
+c.settle()
+assert not c.vouched() and asked == ["a"], (c.source, asked)
+""")
+
+
+def test_refusal_by_a_clock_that_nobody_answered_for_is_soon_tried_again(run):
+    run("""
+c.servers = ALL
+for n in range(4):
+    c.settle()
+    assert c.source == "floor" and c.doubt() is True
+answers["a"] = answers["b"] = T + 9
+c.settle()
+assert c.vouched() and c.doubt() is False
 """)
 
 

@@ -98,7 +98,7 @@ def f():
 def other():
     global n
     n += 1
-spin(d, 100)
+spin(d, 800)
 assert n >= 3
 """)
     assert words in printed

@@ -273,7 +273,12 @@ def test_a_message_too_long_to_seal_is_refused():
 def test_no_error_holds_a_key_or_what_was_sealed():
     secret = b"the secret itself"
     token = ours.seal_dir(secret, KEY)
-    for bad in (token[:-2] + "AA", token[:-6], "A" * 20000, token + "."):
+    for bad in (
+        token[:-2] + ("BA" if token.endswith("AA") else "AA"),
+        token[:-6],
+        "A" * 20000,
+        token + ".",
+    ):
         with pytest.raises(SealError) as why:
             ours.open_dir(bad, KEY)
         said = repr(why.value) + str(why.value)

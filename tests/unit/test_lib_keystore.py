@@ -118,6 +118,21 @@ def test_after_a_commit_nothing_of_the_old_key_is_readable(nvs):
     assert same(store.current(), symmetric_with_seq(NEW, 2))
 
 
+def test_each_change_of_the_key_in_use_drops_the_tls_session(nvs):
+    before = keystore.resumption.forgotten
+    store = keystore.Store(nvs)
+    store.candidate(symmetric(OLD))
+    store.drop()
+    assert keystore.resumption.forgotten == before  # the key in use stayed
+    store.candidate(symmetric(NEW))
+    store.commit()
+    assert keystore.resumption.forgotten == before + 1
+    # Power went right after the write that commits: the next start does what is left.
+    nvs.set_i32(agreed.NVS_TRIAL, nvs.get_i32(agreed.NVS_CURRENT))
+    keystore.Store(nvs)
+    assert keystore.resumption.forgotten == before + 2
+
+
 def symmetric_with_seq(key, seq):
     return Record(agreed.RECORD_SYMMETRIC, seq, key, b"")
 

@@ -20,6 +20,7 @@ from devca import put_ca
 from hubs import eventually, loopback
 from operatorworld import DEVICE, PROGRAM, World, outpost
 from outpost_tools.registry import Registry
+from servers import in_time
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_a_devices_life_goes_through_the_hub(world):
     assert [row["device"] for row in told("device", "list")] == [DEVICE]
     started = time.monotonic()
     assert told("device", "disable", DEVICE)["status"] == "disabled"
-    assert client.lost.wait(5) and time.monotonic() - started < 2
+    assert client.lost.wait(30) and time.monotonic() - started < in_time(2)
     assert told("device", "enable", DEVICE)["status"] == "enabled"
     outpost("device", "remove", DEVICE)
     assert "no device" in refused("device", "show", DEVICE)
@@ -166,7 +167,7 @@ def test_a_command_reaches_the_device_with_all_that_was_said_of_it(world):
         *("--content-type", "application/json", "--expires", "5m", "--ack", "full"),
     )
     assert sent == {"device": DEVICE, "messageId": "m 1", "bytes": 14}
-    topic, body = world.device().got.get(timeout=10)
+    topic, body = world.device().got.get(timeout=30)
     assert body == b'{"open": true}'
     assert topic.startswith(f"devices/{DEVICE}/messages/devicebound/")
     for part in ("%24.mid=m%201", "zone=3%20%26%20%C3%B6", "iothub-ack=full"):
@@ -178,14 +179,14 @@ def test_a_command_from_a_file_arrives_byte_for_byte(world, tmp_path):
     (tmp_path / "body.bin").write_bytes(bytes(range(256)))
     client = world.device()
     outpost("send", DEVICE, "@body.bin")
-    assert client.got.get(timeout=10)[1] == bytes(range(256))
+    assert client.got.get(timeout=30)[1] == bytes(range(256))
 
 
 def test_a_method_is_invoked_and_its_status_is_the_exit_status(world):
     outpost("device", "new", DEVICE)
     client = world.device(answers={"add": (200, {"sum": 3}), "fail": (500, "no")})
     assert outpost("invoke", DEVICE, "add", '{"a": 1}').stdout == '200 {"sum": 3}\n'
-    assert json.loads(client.got.get(timeout=10)[1]) == {"a": 1}
+    assert json.loads(client.got.get(timeout=30)[1]) == {"a": 1}
     result = outpost("invoke", DEVICE, "fail", "--json", code=1)
     assert json.loads(result.stdout)["status"] == 500
 
@@ -208,7 +209,7 @@ def test_a_twin_is_patched_shown_and_reaches_the_device(world):
     client = world.device()
     twin = told("twin", "patch", DEVICE, '{"interval": 5, "led": {"r": 1}}', "--tags", '{"a": 1}')
     assert twin["properties"]["desired"]["interval"] == 5 and twin["tags"] == {"a": 1}
-    topic, body = client.got.get(timeout=10)
+    topic, body = client.got.get(timeout=30)
     assert topic.startswith("$iothub/twin/PATCH/properties/desired/")
     assert json.loads(body)["interval"] == 5
     outpost("twin", "patch", DEVICE, "-", stdin='{"interval": null}')
@@ -404,7 +405,7 @@ def test_a_token_from_a_policys_key_lets_a_device_in_and_its_end_is_as_asked(wor
     outpost("policy", "new", "tokens", "--right", "DeviceConnect")
     made = told("token", DEVICE, "--policy", "tokens", "--life", "15m", "--hub", "localhost")
     assert made["resource"] == f"localhost/devices/{DEVICE}" and made["policy"] == "tokens"
-    assert 0 <= time.time() + 900 - made["expires_s"] < 5
+    assert 0 <= time.time() + 900 - made["expires_s"] < 60
     for words in (["--policy", "tokens"], [], ["--secondary"]):
         token = outpost("token", DEVICE, "--hub", "localhost", *words).stdout.strip()
         client = paho.Client(client_id=DEVICE, protocol=paho.MQTTv311)
@@ -414,7 +415,7 @@ def test_a_token_from_a_policys_key_lets_a_device_in_and_its_end_is_as_asked(wor
         client.on_connect = lambda c, u, f, code, codes=codes: codes.put(code)
         client.connect("localhost", world.hub.port)
         client.loop_start()
-        assert codes.get(timeout=10) == 0
+        assert codes.get(timeout=30) == 0
         client.disconnect()
         client.loop_stop()
 
@@ -426,7 +427,7 @@ def test_a_service_token_is_taken_by_the_service_side(world):
         f"https://127.0.0.1:{world.rest.port}/twins/{DEVICE}?api-version=2021-04-12",
         headers={"Authorization": token},
         verify=str(world.roots),
-        timeout=10,
+        timeout=30,
     )
     assert answer.status_code == 200 and answer.json()["deviceId"] == DEVICE
 

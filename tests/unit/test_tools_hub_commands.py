@@ -11,6 +11,7 @@ from outpost_tools.hub import faults
 from outpost_tools.hub.throttle import Limits
 from outpost_tools.registry import Registry
 from pahodevice import World, connack, end
+from servers import in_time
 
 COMMANDS = "devices/pump-7/messages/devicebound/#"
 METHODS = "$iothub/methods/POST/#"
@@ -107,7 +108,7 @@ def test_a_command_tried_too_often_becomes_a_dead_letter(world):
 
 
 def test_a_command_that_expires_is_never_delivered(world):
-    send(world, b"late", expiry_s=time.time() + 0.5, message_id="m-1")
+    send(world, b"late", expiry_s=time.time() + 1.5, message_id="m-1")
     send(world, b"good")
     assert world.event("command-dead")["state"] == "expired"
     client = world.client()
@@ -127,7 +128,7 @@ def test_a_command_that_expires_is_never_delivered(world):
 )
 def test_what_became_of_a_command_is_kept_for_who_asked(world, ack, wanted):
     queue, now_s = world.core.commands, time.time()
-    for expiry_s in (None, None, None, now_s + 0.3):
+    for expiry_s in (None, None, None, now_s + 1.5):
         queue.add("pump-7", b"x", message_id="m", ack=ack, expiry_s=expiry_s)
     (first, second, third), _ = queue.take("pump-7", 3)
     queue.complete(first.number)
@@ -143,7 +144,7 @@ def test_what_became_of_a_command_is_kept_for_who_asked(world, ack, wanted):
         queue._db.execute("UPDATE command SET deliveries = 10 WHERE number = ?", (third.number,))
     queue.release([third.number])
     queue.take("pump-7", 0)
-    time.sleep(0.35)
+    time.sleep(max(0.0, now_s + 1.55 - time.time()))
     world.call(world.core.on_disk(queue.sweep))
     assert queue.waiting("pump-7") == [] and last.number > third.number
     world.restart()
@@ -340,7 +341,7 @@ def test_a_change_by_another_process_ends_the_connection_within_a_second(world, 
     client = world.client()
     done = subprocess.run([sys.executable, "-c", ELSEWHERE, str(world.data), *change], check=True)
     began = time.monotonic()
-    assert client.lost.wait(5) and time.monotonic() - began < 1, done
+    assert client.lost.wait(30) and time.monotonic() - began < in_time(1), done
     end(client)
     assert world.event("closed")["reason"] == reason
     refused = world.client(wait=False)

@@ -14,6 +14,7 @@ from outpost_tools.hub.rest import RestServer
 from outpost_tools.hub.throttle import Limits
 from outpost_tools.registry import Registry, new_key
 from restworld import World, code, end
+from servers import in_time
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +234,7 @@ def test_disabling_a_device_closes_its_connection_within_a_second(world):
     started = time.monotonic()
     body = {**made, "status": "disabled"}
     world.ask("PUT", f"/devices/{made['deviceId']}", body, headers={"If-Match": "*"})
-    assert client.lost.wait(5) and time.monotonic() - started < 1
+    assert client.lost.wait(30) and time.monotonic() - started < in_time(1)
     end(client)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from outpost_tools import trustdraft, vault
+from outpost_tools import trustdraft
 from outpost_tools.board import LEGS, Board, Line
 from outpost_tools.bundle import Endpoint
 from outpost_tools.connection import Connection

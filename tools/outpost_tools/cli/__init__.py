@@ -26,10 +26,11 @@ from outpost_tools.cli import (
     tokens,
     trust,
     trustfleet,
+    trustserve,
 )
 from outpost_tools.cli.common import app
 
-serve.add_to(trust.trust_app)
+trustserve.add_to(trust.trust_app)
 
 
 def _version(asked: bool) -> None:
@@ -70,4 +71,5 @@ __all__ = [
     "tokens",
     "trust",
     "trustfleet",
+    "trustserve",
 ]

@@ -1,98 +1,93 @@
-"""`outpost trust serve`: files for devices that fetch them, and a recovery endpoint."""
+"""`outpost board serve`: a virtual board with a serial port, for esptool and mpremote."""
 
+import os
+import sys
+import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from outpost_tools.cli.common import DataOption, print_json, say
-from outpost_tools.errors import OutpostError
+from outpost_tools.cli.boards import HeapOption, Leg, board_app, heapsize_of
+from outpost_tools.cli.common import JsonOption, print_json
+
+ASLEEP_S = 0.1
 
 
-def add_to(group: typer.Typer) -> None:
-    """Add the command to the group that it belongs to, `outpost trust`."""
-    group.command(
-        "serve",
-        epilog="Example: outpost trust serve --bundle harbour=harbour-7.bin --host 127.0.0.1",
-    )(serve)
+class ChipName(StrEnum):
+    esp32 = "esp32"
+    esp32s2 = "esp32s2"
+    esp32s3 = "esp32s3"
+    esp32c3 = "esp32c3"
+    esp32c6 = "esp32c6"
 
 
-def serve(
-    folder: Annotated[
-        Path | None,
-        typer.Argument(metavar="DIR", help="Folder whose files are served.  [none]"),
+@board_app.command(
+    "serve", epilog="Example: outpost board serve desk.bin --blank 4, then outpost with --port URL"
+)
+def board_serve(
+    flash: Annotated[Path, typer.Argument(metavar="FLASH", help="The image; it is written to.")],
+    blank: Annotated[
+        int | None,
+        typer.Option("--blank", metavar="MIB", help="Make it first: an empty flash of that size."),
     ] = None,
-    bundle: Annotated[
-        list[str] | None,
+    port: Annotated[
+        int, typer.Option(help="TCP port on loopback; 0 is any that is free.", min=0, max=65535)
+    ] = 0,
+    leg: Annotated[Leg, typer.Option(help="Which build runs it.")] = Leg.outpost64,
+    heapsize: HeapOption = None,
+    chip: Annotated[ChipName, typer.Option(help="What the chip says it is.")] = ChipName.esp32,
+    mac: Annotated[
+        str | None, typer.Option(metavar="aa:bb:cc:dd:ee:ff", help="Its hardware address.")
+    ] = None,
+    wifi: Annotated[
+        str | None,
+        typer.Option(metavar="SSID[:KEY]", help="The network in the air.  [Espressif, open]"),
+    ] = None,
+    cut: Annotated[
+        str | None,
         typer.Option(
-            metavar="FLEET=FILE",
-            help="What a fleet finds at the recovery endpoint; read anew each time.",
+            metavar="N[:clean|:torn|:odd]", help="The power goes at the N-th flash operation."
         ),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any.")] = 9443,
-    names: Annotated[
-        list[str] | None,
-        typer.Option("--name", metavar="HOST", help="Name in the certificate.  [localhost]"),
+    pull_after: Annotated[
+        int | None,
+        typer.Option(metavar="BYTES", help="The cable is pulled when that many have been sent."),
     ] = None,
-    chain: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Its chain, PEM.  [of the development CA]"),
+    run_for: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Stop by itself after that time.")
     ] = None,
-    key: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The key to it, PEM.", show_default=False)
-    ] = None,
-    data: DataOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each event.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Serve files over HTTPS to devices that fetch them in ranges, until Ctrl-C."""
-    import threading
+    """A virtual board on a serial port: prints its address, then what happens at the port.
 
-    from outpost_tools.bundleserver import (
-        Asked,
-        BundleServer,
-        development_context,
-        of_folder,
-        recovery_path,
-    )
+    esptool (with --no-stub) and mpremote open the address as they open /dev/ttyUSB0; DTR and RTS
+    reset the board. It ends with whoever started it.
+    """
     from outpost_tools.ending import until_told
-    from outpost_tools.hub.tls import server_context
-    from outpost_tools.paths import data_dir
+    from outpost_tools.serialport import Machine, SerialPort
+    from outpost_tools.serialport.machine import Cut
+    from outpost_tools.serialport.norflash import blank as make_blank
 
-    if not folder and not bundle:
-        raise OutpostError("There is nothing to serve: give a folder, or --bundle FLEET=FILE.")
-    if (chain is None) != (key is None):
-        raise OutpostError("A chain and its key go together: give both --chain and --key.")
-    below = of_folder(folder) if folder else lambda path: None
-    recovery = dict(_bundle(text) for text in bundle or [])
-    at = {recovery_path(fleet): path for fleet, path in recovery.items()}
+    heap = heapsize_of(heapsize)
+    planned = Cut.parse(cut) if cut else None
+    if blank is not None:
+        make_blank(flash, blank)
+    machine = Machine(flash, leg.value, heap, chip=chip.value, mac=mac, cut=planned, wifi=wifi)
+    parent = os.getppid()
+    ends = None if run_for is None else time.monotonic() + run_for
 
-    def read(path: str) -> bytes | None:
-        return at[path].read_bytes() if path in at else below(path)
+    def on_event(text: str) -> None:
+        typer.echo(f"-- {text}", err=True)
 
-    def asked(what: Asked) -> None:
+    with until_told(), SerialPort(machine, port, on_event=on_event) as serial_port:
+        if pull_after is not None:
+            serial_port.pull_cable(pull_after)
         if as_json:
-            print_json({"event": "asked", **vars(what)})
+            print_json({"port": serial_port.url, "flash": str(flash), "chip": chip.value})
         else:
-            say(f"{what.status} {what.path} bytes={what.first}-{what.last}")
-
-    if chain and key:
-        context = server_context([(chain, key)])
-    else:
-        context = development_context(data_dir(data), names or ["localhost", "127.0.0.1"])
-    with until_told(), BundleServer(read, context, host, port, asked) as server:
-        if as_json:
-            print_json({"event": "listening", "host": host, "port": server.port})
-        else:
-            say(f"Serving on https://{host}:{server.port}")
-            for path in at:
-                say(f"  recovery: https://{host}:{server.port}{path}")
-        threading.Event().wait()
-
-
-def _bundle(text: str) -> tuple[str, Path]:
-    fleet, equals, name = text.partition("=")
-    path = Path(name)
-    if not fleet or not equals or not path.is_file():
-        raise OutpostError(f"{text!r} is not FLEET=FILE with a file that is there.")
-    return fleet, path
+            typer.echo(serial_port.url)
+        sys.stdout.flush()
+        while os.getppid() == parent and (ends is None or time.monotonic() < ends):
+            time.sleep(ASLEEP_S)
