@@ -37,6 +37,12 @@ class World:
         self._closing.append(hub)
         return hub
 
+    def held(self, server):
+        """Start a server, and stop it when this world ends."""
+        server.start()
+        self._closing.append(server)
+        return server
+
     def sntp(self, **options) -> SntpServer:
         server = SntpServer(**options)
         server.start()

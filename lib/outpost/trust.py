@@ -42,10 +42,10 @@ def roots(path=None):
         raise TrustError("%s holds no root: %s" % (path, _REMEDY), True)
 
 
-def version():
-    """Of the bundle in use; 0: it is a list of roots, or is damaged."""
+def version(path=None):
+    """Of the bundle in use, verified when it was installed; 0: a list of roots, or damaged."""
     try:
-        with open(in_use(), "rb") as f:
+        with open(path or in_use(), "rb") as f:
             start = f.read(7)
             if start[:4] != agreed.ENVELOPE_MAGIC:
                 return 0
@@ -122,16 +122,6 @@ def values(kind, path=None):
             if len(value) != length or len(entry) != head:
                 raise TrustError("%s is damaged at root %d: %s" % (path, count, _REMEDY), True)
             yield value
-
-
-def version(path):
-    """Of a bundle that was verified when it was installed; 0 for an older image's list."""
-    with open(path, "rb") as f:
-        start = f.read(7)
-        if start[:4] != agreed.ENVELOPE_MAGIC:
-            return 0
-        f.seek(start[6], 1)
-        return int.from_bytes(f.read(4), "big")
 
 
 def to_body(f):

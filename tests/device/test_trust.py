@@ -7,12 +7,17 @@ import hashlib
 import time
 
 import bundles
+import pki
 import pytest
-from hubs import eventually
+from cryptography.hazmat.primitives import serialization
 from outpost_tools import bundle
 from outpost_tools.bundle import Endpoint
+from outpost_tools.bundleserver import BundleServer, of_mapping, recovery_path
+from outpost_tools.hub.tls import server_context
 from trustworld import BACK, IN_USE, MAIN, ON_TRIAL, QUIET, TrustWorld
 from world import line_number
+
+import certs
 
 
 @pytest.fixture
@@ -176,32 +181,38 @@ def test_a_board_that_names_nobody_takes_no_bundle(trust):
 
 # When no hub is trusted any more
 
-RECOVERY = b"""
-import sys, outpost
-class recovery:
-    def fetch(endpoint, kind):
-        host, port, pin, fleet = endpoint
-        print("FETCH", host, port, len(pin), fleet, kind)
-        if host != "rescue.example":
-            from outpost.errors import LinkError
-            raise LinkError("nobody is there")
-        return "/rescued.bin"
-    fetch = staticmethod(fetch)
-sys.modules["outpost.recovery"] = outpost.recovery = recovery
-"""
-
 
 def rescued(trust, data: bytes, **options):
-    pin = bundles.root("R").der
-    present = bundles.make(
-        1,
-        [trust.a],
-        recovery=(Endpoint("gone.example", 1, pin), Endpoint("rescue.example", 2, pin)),
+    """A device whose bundle names two recovery endpoints: one where nobody is, and a server whose
+    certificate, pinned, expired long ago. It has `data`."""
+    pin = pki.make(
+        "localhost",
+        pki.key("p256", 71),
+        hosts=["localhost"],
+        starts=-900 * certs.DAY,
+        ends=-100 * certs.DAY,
     )
+    folder = trust.world.folder
+    (folder / "pin.pem").write_bytes(pin.pem)
+    (folder / "pin.key").write_bytes(
+        pin.key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    trust.asked = []
+    server = BundleServer(
+        of_mapping({recovery_path(bundles.FLEET): data}),
+        server_context([(folder / "pin.pem", folder / "pin.key")]),
+        on_asked=trust.asked.append,
+    )
+    trust.world.held(server)
+    places = (Endpoint("127.0.0.1", 1, pin.der), Endpoint("localhost", server.port, pin.der))
+    present = bundles.make(1, [trust.a], recovery=places)
     return trust.start(
-        RECOVERY + options.pop("main", MAIN),
+        options.pop("main", MAIN),
         factory=bundles.signed(present).encode(),
-        files={"/rescued.bin": data},
         trust={"recovery_after_s": 2},
         **options,
     )
@@ -211,8 +222,8 @@ def test_a_device_whose_root_is_gone_comes_back_through_the_recovery_endpoint(tr
     board = rescued(trust, trust.bundle(4, "b"))
     assert trust.connected()
     trust.move("b")
-    line_number(board, "FETCH gone.example 1 .* harbour trust")
-    at = line_number(board, "FETCH rescue.example 2")
+    at = line_number(board, "no bundle from 127.0.0.1 port 1")
+    at = line_number(board, "asking localhost", at)
     line_number(board, IN_USE, at)
     assert trust.connected() and trust.alive()
     assert trust.until_reported(version=4)
@@ -230,8 +241,9 @@ def test_what_the_recovery_endpoint_gives_is_believed_for_its_signatures_alone(t
     board = rescued(trust, data)
     assert trust.connected()
     trust.move("b")
-    at = line_number(board, "no bundle from rescue.example")
-    line_number(board, "FETCH rescue.example", at + 1)  # it asks again, and does not give up
+    at = line_number(board, "no bundle from localhost")
+    line_number(board, "no bundle from localhost", at + 1)  # it asks again, and does not give up
+    assert trust.asked
     assert not trust.hub.connected
     trust.move("a")
     assert trust.connected() and trust.alive()
@@ -245,7 +257,7 @@ def test_a_short_time_without_trust_is_no_emergency(trust):
     board.wait_for("not trusted", 30)
     trust.move("a")
     assert trust.connected()
-    assert "FETCH" not in board.text or eventually(lambda: trust.alive())
+    assert trust.alive() and trust.nvs("tr-slot") is None
 
 
 def test_a_bundle_in_use_that_the_flash_lost_is_delivered_again_and_no_older_one_connects(trust):
@@ -268,7 +280,7 @@ def test_a_bundle_in_use_that_the_flash_lost_is_delivered_again_and_no_older_one
     trust.operator.invoke("damage")
     board = trust.restart()
     # The factory's bundle has the hub's root, and only its recovery endpoint is used.
-    at = line_number(board, "FETCH rescue.example")
+    at = line_number(board, "asking localhost")
     assert "hub      connected" not in "\n".join(x.text for x in board.lines[:at])
     line_number(board, IN_USE, at)
     assert trust.connected() and trust.alive()

@@ -280,7 +280,6 @@ def test_an_emergency_is_three_misses_over_a_while_and_begins_anew_after_a_look(
     assert [rescue._due(100) for _ in range(5)] == [False] * 5
     begun += 100
     assert rescue._due(100)
-    rescue.recovery = None
     assert board.lib.rescue.run(board.way) is False  # no endpoint, and nothing newer is here
     assert [rescue._due(100) for _ in range(4)] == [False] * 4
     begun -= 50  # the clock was put back
