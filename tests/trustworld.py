@@ -17,6 +17,7 @@ from hubs import eventually
 from outpost_tools import agreed, delivery
 from outpost_tools.board import Board
 from outpost_tools.delivery import Delivered
+from outpost_tools.errors import OutpostError
 from outpost_tools.hub import Hub
 from outpost_tools.pki import DevCA
 from world import DEVICE_ID, World
@@ -113,7 +114,10 @@ class TrustWorld:
         assert self.connected()
 
         def invoke(method: str, payload: Any) -> tuple[int, Any]:
-            return self.operator.invoke(method, payload, 60)
+            try:
+                return self.operator.invoke(method, payload, 60)
+            except Exception as why:  # what the hub raises where the device is not there
+                raise OutpostError(f"{type(why).__name__} in {method}") from why
 
         return delivery.push(invoke, "trust", data)
 

@@ -8,11 +8,14 @@ arrive are staged, compared with the hash that was announced, and handed over: t
 by nobody here, the handler judges them. Owns no flash itself; staging.py owns /stage.
 """
 
+import gc
+
 from micropython import const
 
 from . import agreed, log, trust
 from .errors import DeliveryError
-from .state import missing
+from .json_in import parse
+from .profile import ANSWER, DESIRED, WHOLE
 
 _kinds = {}
 _device = None  # the Delivery that takes the calls
@@ -69,12 +72,14 @@ class Delivery:
 
     over     kind -> SHA-256 of the file that was dealt with, or refused for good, in this life
     backoff  of what could not be fetched, or None
+    news     kind -> what is to be reported of it
     """
 
     def __init__(self, incoming):
         self.incoming = incoming
         self.over = {}
         self.backoff = None
+        self.news = {}
         self._open = False
         self._loaded = ()  # modules that are let go when there is nothing for them to do
         self._wish = None
@@ -85,7 +90,7 @@ class Delivery:
         if not self._open:
             self._open = True
             self.incoming.commands.method(agreed.DELIVERY_METHOD, self.deliver, raw=True)
-            self.incoming.twin.desired(agreed.LIBRARY_PROPERTY, self.wish)
+            self.incoming.follow(self)
 
     def packet_bytes(self):
         """The longest packet that it needs to be let through."""
@@ -115,12 +120,35 @@ class Delivery:
                 _let_go(module)
             self._loaded = ()
 
-    def wish(self, value):
-        """Handler of the desired property; None: it was removed."""
-        self._wish = value
-        self.backoff = None
-        self._due_ms = _NEVER if value is None else log.uptime_ms()
+    # The desired property
+
+    def desired(self, value):
+        """It came by the application's twin; None: it was removed."""
+        from .state import missing
+
+        self._wished(value)
         return missing  # it is not answered as the application's are: pull.py reports
+
+    def heard(self, kind, found, body):
+        """What came of the twin where the application has none."""
+        gc.collect()
+        try:
+            if kind == WHOLE:
+                self._wished(parse(body).get(agreed.LIBRARY_PROPERTY))
+            elif kind == ANSWER and found[2] == agreed.LIBRARY_PROPERTY and found[1] == 200:
+                self._wished(parse(body)["desired"].get(agreed.LIBRARY_PROPERTY))
+            elif kind == DESIRED and agreed.LIBRARY_PROPERTY in parse(body):
+                self.incoming.ask_twin()  # it may be a part of it
+        except (ValueError, TypeError, KeyError, AttributeError):
+            pass  # nothing about files is in it
+        except MemoryError:
+            log.say("delivery", "there is no memory to read the twin")
+
+    def _wished(self, value):
+        if value != self._wish:
+            self._wish = value
+            self.backoff = None
+            self._due_ms = _NEVER if value is None else log.uptime_ms()
 
     def busy(self):
         """Whether a pull is under way, or is to be begun."""
@@ -128,6 +156,9 @@ class Delivery:
 
     def due(self):
         """While the hub is connected: whether the connection is to be ended for a file."""
+        if self.news:
+            news, self.news = self.news, {}
+            self.incoming.tell({agreed.LIBRARY_PROPERTY: {"delivery": news}})
         if self._pull is None:
             # A trial is decided on this connection: nothing may end it meanwhile.
             if log.uptime_ms() < self._due_ms or trust.trial:

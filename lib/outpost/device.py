@@ -8,7 +8,7 @@ import gc
 import sys
 import time
 
-from . import agreed, clock, delivery, desk, log, room, sender, telemetry, trust, watchdog
+from . import agreed, clock, desk, log, room, sender, telemetry, trust, watchdog
 from .backoff import Backoff
 from .errors import OutboxFull, understood
 from .incoming import Incoming
@@ -51,13 +51,17 @@ class Device:
         self._online_since = 0
         self._backoff = Backoff(1, 300)
         self._retry_at = 0
-        self._files = delivery.opened(self._in)
         # What the fleet signs: changes of trust, which come in files, commands, changes of keys.
         self._guard = None
         if trust.changeable():
             from .guard import Guard
 
             self._guard = Guard(self._way, self._messages)
+        self._files = None
+        if "outpost.delivery" in sys.modules:  # somebody takes files: who does not is spared it
+            from . import delivery
+
+            self._files = delivery.opened(self._in)
         self._desk, self._keys = desk.opened(self._way, self._in.commands)  # or None
         if self._desk and self._guard:
             self._desk.on("trust", "revoke", self._guard.revoke)
@@ -178,7 +182,7 @@ class Device:
         """Whether all that was taken is sent, and nothing received is under way."""
         session = self._session
         return session is not None and not (
-            self._files.busy()
+            (self._files and self._files.busy())
             or len(self._messages)
             or len(self._in.tasks)
             or session.busy()
@@ -221,7 +225,7 @@ class Device:
         """Serve the connection, or make one when its time has come. Returns ms to sleep."""
         if self._session:
             return self._serve()
-        if self._files.fetching():
+        if self._files and self._files.fetching():
             self._files.fetch(self._way)
             self._in.service()
             return 0
@@ -250,7 +254,8 @@ class Device:
         self._messages.attach(session)
         if self._keys:
             session.limit = max(session.limit, agreed.COMMAND_PACKET_BYTES)
-        session.limit = max(session.limit, self._files.packet_bytes())
+        if self._files:
+            session.limit = max(session.limit, self._files.packet_bytes())
         self._in.attach(session, way.profile, self.id)
         self.online = True
         self._online_since = log.uptime_ms()
@@ -304,7 +309,8 @@ class Device:
         self.online = False
         session, self._session, self._stream = self._session, None, None
         self._in.detach()
-        self._files.rest()
+        if self._files:
+            self._files.rest()
         if session:
             session.disconnect()
         gc.collect()
@@ -321,7 +327,7 @@ class Device:
             return self._again()
         if self._guard and self._guard.step():
             return self._again()
-        if self._files.due():
+        if self._files and self._files.due():
             log.say("hub", "there is a file to fetch: the connection ends for it")
             return self._again()
         for _ in range(_READS_PER_STEP):

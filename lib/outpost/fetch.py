@@ -2,7 +2,8 @@
 
 HTTP/1.1 with ranges. The server is verified as every other; no redirect is followed, nothing
 chunked or packed is taken, no credential and no word about this device is sent. A header is looked
-through up to 4 KB and each piece has a deadline. Owns no flash; holds 512 bytes. Loaded while it works.
+through up to 4 KB and each piece has a deadline. Owns no flash; holds 512 bytes. Loaded while it
+works.
 """
 
 import time

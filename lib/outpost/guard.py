@@ -18,6 +18,16 @@ _SETTLE_MS = const(500)  # from an answer to the new connection, so that the ans
 _REPORT_MS = const(2000)  # after connecting: messages go first
 # As in formats.py, which is not to stay in memory for these.
 _FILE_MAX = const(16384)
+_LOADED = (
+    "install",
+    "revoke",
+    "bundle",
+    "x509",
+    "rescue",
+    "trustfacts",
+    "formats",
+    "trusting",
+)
 _ASIDE = "/trust/new.bin"
 _MISSED = "tr-miss"
 _TRIAL = "tr-try"
@@ -68,7 +78,7 @@ class Guard:
 
     def revoke(self, args, payload):
         """The signed command trust.revoke."""
-        return _do("install", "revoke", args, raises=True)
+        return _do("revoke", "revoke", args, raises=True)
 
     # What the loop tells
 
@@ -189,7 +199,7 @@ def _do(module, name, *args, raises=False):
         log.error(e)
         return False
     finally:
-        for module in ("install", "bundle", "x509", "rescue", "trustfacts", "formats", "trusting"):
+        for module in _LOADED:
             loaded = sys.modules.get("outpost." + module)
             if loaded and not (trust.trial and module in ("trusting", "formats")):
                 walk._let_go(loaded)

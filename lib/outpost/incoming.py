@@ -5,7 +5,7 @@ that kept it may have kept the wishes of earlier software), and says when the de
 reading because too many handlers are under way. Owns no flash.
 """
 
-from . import log
+from . import agreed, log, telemetry
 from .profile import ANSWER, DESIRED, MESSAGE, METHOD, WHOLE
 from .tasks import Tasks
 
@@ -24,6 +24,7 @@ class Incoming:
         self._session = self._profile = self._id = None
         self._filters = []
         self._with_twin = False
+        self._wishes = None  # the Delivery, which follows one desired property
 
     @property
     def commands(self):
@@ -42,9 +43,31 @@ class Incoming:
             from .twin import Twin
 
             self._twin = Twin(self.tasks)
+            if self._wishes:
+                self._twin.desired(agreed.LIBRARY_PROPERTY, self._wishes.desired)
             if self._session:
                 self._twin.attach(self._session, self._profile, self._id)
+                self._filters = []  # so that what the subscription brings is for it
         return self._twin
+
+    def follow(self, wishes):
+        """Let a Delivery follow its desired property: by the twin where the application has one,
+        else without twin.py, which takes more memory than that is worth."""
+        self._wishes = wishes
+        if self._twin:
+            self._twin.desired(agreed.LIBRARY_PROPERTY, wishes.desired)
+
+    def ask_twin(self):
+        """Ask for the twin whole, where that is how it comes: the answer is the Delivery's."""
+        topic = self._profile.twin_get(agreed.LIBRARY_PROPERTY)
+        if topic is not None:
+            self._session.publish(topic, b"", qos=0)
+
+    def tell(self, patch):
+        """Report a patch of the library's own property, now and once."""
+        names = self._profile
+        topic = names.twin_report(self._id, agreed.LIBRARY_PROPERTY)
+        self._session.publish(topic, telemetry.encode(patch), qos=names.REPORT_QOS)
 
     def attach(self, session, profile, device_id):
         """A new connection."""
@@ -66,17 +89,17 @@ class Incoming:
 
     def _subscribe(self):
         commands = self._commands
-        twin = self._twin is not None and self._twin.wanted()
+        twin = self._twin.wanted() if self._twin else self._wishes is not None
         filters = self._profile.subscriptions(
             self._id,
             commands is not None and commands.takes_methods(),
             commands is not None and commands.takes_messages(),
             twin,
         )
-        if filters != self._filters or (twin and self._twin.unheard):
+        if filters != self._filters or (self._twin and twin and self._twin.unheard):
             self._filters = filters
             self._with_twin = twin
-            if twin:
+            if twin and self._twin:
                 self._twin.unheard = False
             self._session.ask(filters, self._subscribed)
 
@@ -87,7 +110,10 @@ class Incoming:
                 log.say("hub", "the server refused the subscription to %s" % self._filters[i][0])
         # The twin's come last.
         if self._with_twin and not granted[-1] & 0x80:
-            self._twin.start()
+            if self._twin:
+                self._twin.start()
+            else:
+                self.ask_twin()
 
     def full(self):
         """Whether nothing more is to be read from the connection now."""
@@ -119,7 +145,8 @@ class Incoming:
             # Also where none was registered: a hub that kept the wishes of earlier software calls.
             self.commands.on_method(found[1], found[2], body)
         elif kind and self._twin is None:
-            pass
+            if self._wishes:
+                self._wishes.heard(kind, found, body)
         elif kind == ANSWER:
             self._twin.on_answer(found[1], found[2], body)
         elif kind == DESIRED:

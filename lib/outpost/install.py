@@ -1,7 +1,7 @@
 """Install: a delivered trust bundle is judged, put into the free slot, and on trial.
 
 Owns /trust/a.bin and /trust/b.bin; never writes factory.bin, nor the slot that is in use. Loaded
-only while something is installed or revoked. docs/trust.md.
+only while something is installed. docs/trust.md.
 """
 
 from micropython import const
@@ -144,23 +144,3 @@ def _stored(store, path, h):
 
 def free_slot():
     return 1 if trust.in_use() == agreed.TRUST_SLOTS[0] else 0
-
-
-# Revoking
-
-
-def revoke(args):
-    """The signed command: no bundle below args["floor"] is used any more, not even to recover."""
-    store = nvs()
-    floor = args.get("floor")
-    if not isinstance(floor, int) or isinstance(floor, bool) or floor < 0:
-        raise TrustError('the command must name a version: {"floor": 7}')
-    h = usable(trust.in_use())
-    if not h or floor > h.version:
-        raise TrustError(
-            "version %d is in use: deliver a newer bundle before it is revoked"
-            % (h.version if h else 0)
-        )
-    floor = max(floor, entry(store, formats.NVS_TRUST_FLOOR), h.floor)
-    write(store, formats.NVS_TRUST_FLOOR, floor)
-    return {"floor": floor, "version": h.version}

@@ -6,7 +6,8 @@
 The address counts only where the bundle in use names its host. While it is fetched there is no
 connection to the hub; each piece goes where a pushed one does, so that a fetch that was cut off
 goes on where it stood, and once all of it is here and the hub is back, its handler gets it. What
-came of it is in the reported property outpost.delivery. Loaded while a file is wanted; owns no flash.
+came of it is in the reported property outpost.delivery. Loaded while a file is wanted; owns no
+flash.
 """
 
 import gc
@@ -182,9 +183,4 @@ class Pull:
         said = {"version": self._version, "status": status, "why": None}
         if isinstance(result, dict) and "error" in result:
             said["why"] = str(result["error"])
-        try:
-            self._delivery.incoming.twin.report(
-                {agreed.LIBRARY_PROPERTY: {"delivery": {self._name: said}}}
-            )
-        except ValueError as e:
-            log.say("delivery", "what came of it cannot be reported: %s" % e)
+        self._delivery.news[self._name] = said

@@ -7,7 +7,8 @@ expired pin nor a clock that nobody set can lock this device out: what is fetche
 signatures, and by nothing else. No certificate of the device is shown, no word said about it, no
 command taken. With tlspolicy the connection is of its own kind, in C (tlspolicy_pin.c); a stock
 board sets its clock to a moment at which the certificates are valid, and back again. The floor of
-time is not touched. Owns /stage/recovery.bin, while it is fetched and judged. Loaded for that alone.
+time is not touched. Owns /stage/recovery.bin, while it is fetched and judged. Loaded for that
+alone.
 """
 
 import os

@@ -124,6 +124,16 @@ def values(kind, path=None):
             yield value
 
 
+def version(path):
+    """Of a bundle that was verified when it was installed; 0 for an older image's list."""
+    with open(path, "rb") as f:
+        start = f.read(7)
+        if start[:4] != agreed.ENVELOPE_MAGIC:
+            return 0
+        f.seek(start[6], 1)
+        return int.from_bytes(f.read(4), "big")
+
+
 def to_body(f):
     """Go to a bundle's body: (its length, how many keys the head names); None: a list of roots."""
     start = f.read(7)

@@ -33,22 +33,12 @@ def facts(way, anchor):
             "outcome": formats.TRUST_OUTCOMES[outcome],
         }
     return {
-        "version": _version(path),
+        "version": trust.version(path),
         "roots": marks,
         "expires_days": _days(ends, way),
         "anchor": _mark(anchor) if anchor else None,
         "change": change,
     }
-
-
-def _version(path):
-    """As the head says, which was verified when it was installed; 0 for an older image's list."""
-    with open(path, "rb") as f:
-        start = f.read(7)
-        if start[:4] != agreed.ENVELOPE_MAGIC:
-            return 0
-        f.seek(start[6], 1)
-        return int.from_bytes(f.read(4), "big")
 
 
 def _mark(digest):

@@ -37,9 +37,11 @@ d.run()""",
 class Depot:
     """A server of files beside the hub, and a board whose bundle names it."""
 
-    def __init__(self, world, files: dict[str, bytes], hosts=("localhost",), main=QUICK) -> None:
+    def __init__(
+        self, world, files: dict[str, bytes], hosts=("localhost",), main=QUICK, hub=None
+    ) -> None:
         self.world = world
-        self.hub = world.hub()
+        self.hub = hub or world.hub()
         self.device_id = world.device.device_id
         self.operator = Operator(self.hub, self.device_id)
         self.files = files
@@ -101,6 +103,28 @@ def test_file_is_fetched_without_a_second_connection_and_handed_over(world):
     depot.wish(b"other", url=depot.url("/other.bin"), version=7)
     assert depot.outcome(status=200, version=7)["version"] == 7
     assert len(depot.asked) == 6
+
+
+@pytest.mark.parametrize("leg", ["outpost32", "stock32"], indirect=True)
+def test_application_without_a_twin_needs_none_for_a_file(world):
+    """What was wished before the device started, and what is wished while it is connected."""
+    plain = MAIN.replace(b"d = Device()", b"delivery.retry_s = (1, 2)\nd = Device()")
+    hub = world.hub()
+    core = hub.core
+    depot_files = {"/parcel.bin": FILE, "/next.bin": FILE[:100]}
+    core.wait(core.twin_patch(world.device.device_id, desired={"other": 1}))
+    depot = Depot(world, depot_files, main=plain, hub=hub)
+    depot.wish(FILE)
+    assert depot.outcome(status=200) == {"version": 5, "status": 200}
+    depot.board.stop()
+    depot.wish(FILE[:100], url=depot.url("/next.bin"), version=6)
+    depot.board = world.board(depot.flash)
+    assert depot.outcome(status=200, version=6)["version"] == 6
+    assert "PARCEL 100 " in depot.board.text
+    depot.operator.desire({"outpost": None})
+    loaded = depot.operator.invoke("modules")
+    assert loaded == (200, [])
+    assert "next attempt" not in depot.board.text
 
 
 @pytest.mark.parametrize(

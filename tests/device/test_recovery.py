@@ -1,6 +1,6 @@
-"""The bundle of the recovery endpoint, on the whole board: a server whose certificates have expired,
-or are not valid yet by a clock that nobody set, gives it all the same; any other server does not.
-Nothing is said of the device, and its clock and its floor of time are as they were."""
+"""The bundle of the recovery endpoint, on the whole board: a server whose certificates have
+expired, or are not valid yet by a clock that nobody set, gives it all the same; any other server
+does not. Nothing is said of the device, and its clock and its floor of time are as they were."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import bundles
 import pytest
 from hubs import eventually
 from outpost_tools import bundle
-from outpost_tools.bundle import Bundle, Endpoint
+from outpost_tools.bundle import Endpoint
 from trustworld import BACK, IN_USE, MAIN, ON_TRIAL, QUIET, TrustWorld
 from world import line_number
 
@@ -147,18 +147,6 @@ def test_an_expired_bundle_is_not_installed_and_one_in_use_goes_on(trust):
     board.wait_for(IN_USE, 60)
 
 
-def test_the_issue_date_of_a_bundle_in_use_raises_the_floor_of_time(trust):
-    now = int(time.time())
-    board = trust.start(build_time_s=now - 30 * 86400)
-    before = trust.nvs("floor")
-    assert trust.push(trust.bundle(2, "x", issued=now - 500)).status == 202
-    board.wait_for(BACK, 60)
-    assert trust.nvs("floor") == before or trust.nvs("floor") + 946684800 != now - 500
-    assert trust.push(trust.bundle(3, "ab", issued=now - 600)).status == 202
-    board.wait_for(IN_USE, 60)
-    assert eventually(lambda: trust.nvs("floor") + 946684800 >= now - 86400 * 2, 10)
-
-
 # Who may sign for boards that were made before there were bundles
 
 
@@ -284,8 +272,3 @@ def test_a_bundle_in_use_that_the_flash_lost_is_delivered_again_and_no_older_one
     assert "hub      connected" not in "\n".join(x.text for x in board.lines[:at])
     line_number(board, IN_USE, at)
     assert trust.connected() and trust.alive()
-
-
-def test_present_bundle_is_what_the_host_says_it_is(trust):
-    found, _ = bundle.read(bundles.signed(trust.present).encode())
-    assert found == trust.present and isinstance(found, Bundle)

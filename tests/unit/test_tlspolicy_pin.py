@@ -66,7 +66,8 @@ facts = last()
 after = connect(port, roots=[pin])
 import gc
 gc.collect()
-report(plain=plain, pinned=pinned, after=after, root=facts["root"], held=tlspolicy.heap()[0] - before)
+held = tlspolicy.heap()[0] - before
+report(plain=plain, pinned=pinned, after=after, root=facts["root"], held=held)
 """
 
 
