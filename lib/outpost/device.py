@@ -8,12 +8,12 @@ import gc
 import sys
 import time
 
-from . import agreed, clock, desk, log, room, sender, telemetry, trust, watchdog
+from . import agreed, clock, log, room, sender, telemetry, trust, watchdog
 from .backoff import Backoff
 from .errors import OutboxFull, understood
 from .incoming import Incoming
 from .timers import Timers, milliseconds, moment
-from .walk import Walk
+from .walk import Walk, _let_go
 
 _READS_PER_STEP = 16  # so that a flood from the server cannot starve the timers
 _ACK_TIMEOUT_MS = 30000
@@ -62,8 +62,12 @@ class Device:
             from . import delivery
 
             self._files = delivery.opened(self._in)
+        from . import desk
+
         self._desk, self._keys = desk.opened(self._way, self._in.commands)  # or None
-        if self._desk and self._guard:
+        if not self._desk:
+            _let_go(desk)
+        elif self._guard:
             self._desk.on("trust", "revoke", self._guard.revoke)
 
     # What the application says

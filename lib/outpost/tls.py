@@ -16,12 +16,14 @@ import time
 import tls
 from micropython import const
 
-from . import agreed, log, resumption
+from . import agreed, log
 from .errors import TlsError
 from .stream import Stream
 
 try:
     import tlspolicy as policy
+
+    from . import resumption
 except ImportError:
     policy = None
 
@@ -305,6 +307,15 @@ class Connection:
         )
 
 
+class _NoOffer:
+    """What resumption.Offer is without tlspolicy, where there are no sessions to take up."""
+
+    made = False
+
+    def done(self):
+        pass
+
+
 def connect(where, roots, first_packet, ladder, credential=None):
     """One verified connection to where.host, where the credential's certificate is shown.
 
@@ -317,7 +328,7 @@ def connect(where, roots, first_packet, ladder, credential=None):
     gc.collect()  # frees the C heap of an earlier connection's context
     # A key on trial is tried with all of its proof.
     mark = None if credential is None or credential.trial else credential.mark
-    offer = resumption.Offer(where, roots, mark)
+    offer = resumption.Offer(where, roots, mark) if policy else _NoOffer()
     try:
         return _connect(where, roots, first_packet, ladder, credential, offer)
     except TlsError as e:
