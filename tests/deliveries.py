@@ -49,7 +49,7 @@ def slow():
         yield 100
     return 202, {"state": "trial"}
 
-LAZY = ("pieces", "staging", "pull", "fetch")
+LAZY = ("pieces", "orders", "staging", "plan", "pull", "fetch")
 
 delivery.register("parcel", 20000, begin, parcel)
 d = Device()

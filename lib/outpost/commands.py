@@ -12,7 +12,6 @@ from micropython import const
 from . import clock, log, telemetry
 from .errors import OutpostError
 from .json_in import parse
-from .seen import Seen
 from .tasks import HANDLER_S, OK, TIMED_OUT
 from .timers import milliseconds
 
@@ -157,7 +156,7 @@ class Commands:
             log.say("message", "dropped: it expired at %s" % clock.text(expires))
             self._acknowledge(pid, self._life)
             return
-        self._seen = self._seen or Seen()
+        self._seen = self._seen or _seen()
         mark = self._seen.mark(self._id, mid, body)
         deliveries = self._redelivered(mark, bool(mid))
         if deliveries is not None:
@@ -222,6 +221,13 @@ class Commands:
     def _acknowledge(self, pid, life):
         if pid is not None and self._session is not None and life == self._life:
             self._session.puback(pid)
+
+
+def _seen():
+    """Only software that takes messages has it in memory."""
+    from .seen import Seen
+
+    return Seen()
 
 
 def _copy(body):

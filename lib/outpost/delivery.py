@@ -9,13 +9,16 @@ by nobody here, the handler judges them. Owns no flash itself; staging.py owns /
 """
 
 import gc
+import sys
 
 from micropython import const
 
 from . import agreed, log, trust
-from .errors import DeliveryError
+from .backoff import Backoff
+from .errors import DeliveryError, understood
 from .json_in import parse
 from .profile import ANSWER, DESIRED, WHOLE
+from .walk import _let_go
 
 _kinds = {}
 _device = None  # the Delivery that takes the calls
@@ -84,7 +87,6 @@ class Delivery:
         self.backoff = None
         self.news = {}
         self._open = False
-        self._loaded = ()  # modules that are let go when there is nothing for them to do
         self._wish = None
         self._due_ms = _NEVER  # uptime at which to look at the wish
         self._pull = None
@@ -103,7 +105,6 @@ class Delivery:
         """One call of the method: (status, result), or a generator that comes to it."""
         from . import pieces
 
-        self._loaded = self._loaded or (pieces.staging, pieces)
         try:
             return pieces.answer(body, _kinds)
         except DeliveryError as e:
@@ -116,12 +117,9 @@ class Delivery:
 
     def rest(self):
         """No piece is to be expected soon."""
-        if self._loaded and self._pull is None:
-            from .walk import _let_go
-
-            for module in self._loaded:
-                _let_go(module)
-            self._loaded = ()
+        if self._pull is None:
+            for name in ("pieces", "orders", "staging", "pull", "fetch"):
+                _forget(name)
 
     # The desired property
 
@@ -166,11 +164,22 @@ class Delivery:
             # A trial is decided on this connection: nothing may end it meanwhile.
             if log.uptime_ms() < self._due_ms or trust.trial:
                 return False
-            from . import pull
-
-            self._loaded = (pull.fetch, pull, pull.pieces.staging, pull.pieces)
-            self._pull = pull.Pull(self, self._wish, _kinds)
+            self._look()
+            if self._pull is None:
+                return False
         return self._pull.connected()
+
+    def _look(self):
+        """Look at the wish: afterwards there is a pull, or another time to look."""
+        gc.collect()
+        try:
+            from . import plan
+
+            self._pull = plan.planned(self, self._wish, _kinds)
+        except Exception as e:
+            self.later("outpost", understood(e))
+        for name in ("plan", "orders"):
+            _forget(name)
 
     def fetching(self):
         return self._pull is not None and self._pull.fetching
@@ -178,10 +187,31 @@ class Delivery:
     def fetch(self, way):
         """One piece, while there is no other connection."""
         self._pull.piece(way)
+        if not self.fetching():
+            _forget("fetch")
 
     def ended(self, wait_ms=_NEVER):
-        """Of a pull: it is over, and the wish is looked at again after that time."""
+        """A pull is over, or there is none; the wish is looked at again after that time."""
         self._pull = None
         if self._wish is not None:
             self._due_ms = log.uptime_ms() + wait_ms
         self.rest()
+
+    def later(self, name, why, version=None, status=0):
+        """It did not come to its end: again after a while, from where it stands."""
+        self.backoff = self.backoff or Backoff(*retry_s)
+        wait_ms = self.backoff.next_ms() + 1000
+        log.say("delivery", "%s: %s; again in %d s" % (name, why, wait_ms // 1000))
+        self.report(name, version, status, {"error": str(why)})
+        self.ended(wait_ms)
+
+    def report(self, name, version, status, result):
+        """What came of a file, in the reported property when there is a connection."""
+        why = result.get("error") if isinstance(result, dict) else None
+        self.news[name] = {"version": version, "status": status, "why": why and str(why)}
+
+
+def _forget(name):
+    module = sys.modules.get("outpost." + name)
+    if module:
+        _let_go(module)

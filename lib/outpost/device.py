@@ -8,7 +8,7 @@ import gc
 import sys
 import time
 
-from . import agreed, clock, desk, log, room, sender, telemetry, trust, watchdog
+from . import agreed, clock, log, room, sender, telemetry, trust, watchdog
 from .backoff import Backoff
 from .errors import OutboxFull, understood
 from .incoming import Incoming
@@ -66,8 +66,12 @@ class Device:
             from . import delivery
 
             self._files = delivery.opened(self._in)
+        from . import desk
+
         self._desk, self._keys = desk.opened(self._way, self._in.commands, self.after)  # or None
-        if self._desk and self._guard:
+        if not self._desk:
+            _let_go(desk)
+        elif self._guard:
             self._desk.on("trust", "revoke", self._guard.revoke)
 
     # What the application says

@@ -31,24 +31,6 @@ class _Ladder(tls.Ladder):
         self.ignored = not granted
 
 
-def parts(url):
-    """(host, port, path) of an https address; DeliveryError where it is anything else."""
-    if not isinstance(url, str) or len(url) > 512 or [c for c in url if not "!" <= c <= "~"]:
-        raise DeliveryError("url is an https address of up to 512 plain characters")
-    scheme, _, rest = url.partition("://")
-    name, slash, path = rest.partition("/")
-    host, colon, port = name.partition(":")
-    if scheme.lower() != "https" or not host or not slash or "@" in name or "#" in url:
-        raise DeliveryError("url is https://HOST[:PORT]/PATH, without user name and fragment")
-    try:
-        number = int(port) if colon else 443
-    except ValueError:
-        number = 0
-    if not 1 <= number <= 65535 or [c for c in host if c in "\\?%[]"]:
-        raise DeliveryError("url has no host and port that can be called")
-    return host.lower(), number, "/" + path
-
-
 class Fetch:
     """size: of the file; None until the server has said it, and then `most` at the most.
 

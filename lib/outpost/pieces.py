@@ -6,9 +6,6 @@
     {"kind": "trust", "op": "status"}, {"kind": "trust", "op": "abort"}
 
 Each may come twice. Loaded only while a delivery is under way; owns no flash (staging.py does).
-
-Who holds the hub, and no signing key, can make this device write and no more: eight times
-the longest file of a kind at once, then once more in each hour (allow).
 """
 
 import binascii
@@ -16,13 +13,10 @@ import gc
 
 from micropython import const
 
-from . import agreed, log, staging
-from .errors import DeliveryError, OutpostError
+from . import agreed, log, orders, staging
+from .errors import DeliveryError
 from .json_in import parse
 
-_BURST = const(8)  # so many times its longest file may be written of a kind at once ...
-_HOUR_MS = const(3600000)  # ... and once more in that time
-_BEGIN_BYTES = const(512)  # what a beginning counts for
 _STEP = const(512)  # characters of base64, a multiple of 4
 _QUOTE = const(34)
 _BRACE = const(125)
@@ -49,12 +43,12 @@ def answer(body, kinds):
 
 def _begin(name, kind, staged, call, piece):
     global more
-    size, sha256 = announced(call)
-    answered = judged(kind, size, sha256, call)
+    size, sha256 = orders.announced(call)
+    answered = orders.judged(kind, size, sha256, call)
     if answered:
         return answered
     if sha256 != staged.sha256 or size != staged.size:
-        wait_s = allow(kind, _BEGIN_BYTES)
+        wait_s = staging.allow(kind, staging.BEGIN_BYTES)
         if wait_s:
             return _later(wait_s)
         try:
@@ -69,18 +63,18 @@ def _begin(name, kind, staged, call, piece):
 
 def _write(name, kind, staged, call, piece):
     global more
-    if staged.sha256 is None or _hash(call) != staged.sha256:
+    if staged.sha256 is None or orders.sha256_of(call) != staged.sha256:
         return 409, {"have": 0, "error": "begin first: this is a piece of another file"}
     more = True
     at = call.get("at")
-    if not _is_number(at, 0, staged.size):
+    if not orders.is_number(at, 0, staged.size):
         raise DeliveryError("at is the place in the file that the piece begins at")
     if piece is None or not 0 < len(piece) <= agreed.DELIVERY_PIECE_BYTES:
         raise DeliveryError("data is base64 of 1 to %d bytes" % agreed.DELIVERY_PIECE_BYTES)
     if at > staged.have:
         return 409, {"have": staged.have, "error": "the piece before this one is not here"}
     fresh = at + len(piece) - staged.have
-    wait_s = allow(kind, fresh) if fresh > 0 else 0
+    wait_s = staging.allow(kind, fresh) if fresh > 0 else 0
     if wait_s:
         return _later(wait_s)
     try:
@@ -91,14 +85,14 @@ def _write(name, kind, staged, call, piece):
 
 
 def _commit(name, kind, staged, call, piece):
-    sha256 = _hash(call)
+    sha256 = orders.sha256_of(call)
     if kind.last and kind.last[0] == sha256 != staged.sha256:
         return kind.last[1:]  # it was dealt with, and the answer did not arrive
     if sha256 != staged.sha256:
         return 409, {"have": 0, "error": "begin first: nothing of that file is here"}
     if not staged.whole():
         return 409, {"have": staged.have, "error": "it is not whole yet"}
-    return handed_over(name, kind, staged)
+    return orders.handed_over(name, kind, staged)
 
 
 def _status(name, kind, staged, call, piece):
@@ -117,93 +111,8 @@ def _abort(name, kind, staged, call, piece):
     return 200, {"have": 0}
 
 
-# What a pull does too
-
-
-def announced(call):
-    """(size, sha256) of what is said of a file; DeliveryError where it makes no sense."""
-    size = call.get("size")
-    if not _is_number(size, 1, 0x7FFFFFFF):
-        raise DeliveryError("size is how many bytes the file has")
-    return size, _hash(call)
-
-
-def judged(kind, size, sha256, call):
-    """The answer to a file that is not to come, or None."""
-    if size > kind.max_bytes:
-        words = "a file of %d bytes is more than the %d that this device takes"
-        return 413, {"error": words % (size, kind.max_bytes)}
-    try:
-        return kind.check_begin(size, sha256, call)
-    except OutpostError as e:
-        return 409, {"error": str(e)}
-
-
-def allow(kind, count):
-    """0, and `count` bytes of this kind are taken off what may be written; or seconds until they
-    may be."""
-    now = log.uptime_ms()
-    most = kind.max_bytes * _BURST
-    if kind.left is None:
-        kind.left, kind.left_at = most, now
-    hours = (now - kind.left_at) // _HOUR_MS
-    if hours:
-        kind.left = min(most, kind.left + hours * kind.max_bytes)
-        kind.left_at += hours * _HOUR_MS
-    if kind.left < count:
-        return 1 + (kind.left_at + _HOUR_MS - now) // 1000
-    kind.left -= count
-    return 0
-
-
-def handed_over(name, kind, staged):
-    """What the handler of a file that is whole comes to, or a generator that does."""
-    if not staged.right():
-        staged.drop()
-        log.say("delivery", "%s is not what was announced: dropped" % name)
-        return 422, {"have": 0, "error": "its SHA-256 is another one: it was dropped, begin again"}
-    sha256 = staged.sha256
-    log.say("delivery", "%s is here whole" % name)
-    try:
-        result = kind.handler(staged.path)
-    except OutpostError as e:
-        result = 409, {"error": str(e)}
-    if isinstance(result, tuple):
-        return _dealt_with(name, kind, staged, sha256, result)
-    return _going_on(name, kind, staged, sha256, result)
-
-
-def _going_on(name, kind, staged, sha256, steps):
-    try:
-        result = yield from steps
-    except OutpostError as e:
-        result = 409, {"error": str(e)}
-    return _dealt_with(name, kind, staged, sha256, result)
-
-
-def _dealt_with(name, kind, staged, sha256, result):
-    kind.last = (sha256,) + result
-    if result[0] < 300:
-        staged.drop()
-    log.say("delivery", "%s was handed over status=%d" % (name, result[0]))
-    return result
-
-
 def _later(wait_s):
     return 429, {"retry_s": wait_s, "error": "too much was written in a short time: wait"}
-
-
-def _hash(call):
-    sha256 = call.get("sha256")
-    if isinstance(sha256, str) and len(sha256) == 64:
-        sha256 = sha256.lower()
-        if not [c for c in sha256 if c not in "0123456789abcdef"]:
-            return sha256
-    raise DeliveryError("sha256 is the SHA-256 of the file, 64 hexadecimal digits")
-
-
-def _is_number(value, low, high):
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 # The call as it came

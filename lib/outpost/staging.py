@@ -3,6 +3,9 @@
 Owns the folder /stage: KIND.bin, which only grows, each piece in one step of littlefs (after a
 power cut all of it is there, or nothing), and KIND.txt with the size and the SHA-256 that were
 announced. Never believes what is in it, never holds more of it in RAM than 512 bytes.
+
+Who holds the hub, and no signing key, can make this device write and no more: eight times the
+longest file of a kind at once, then once more in each hour (allow).
 """
 
 import binascii
@@ -11,10 +14,13 @@ import os
 
 from micropython import const
 
-from . import agreed
+from . import agreed, log
 from .errors import DeliveryError
 
+BEGIN_BYTES = 512  # what a beginning counts for, see allow()
 _CHUNK = const(512)
+_BURST = const(8)  # so many times its longest file may be written of a kind at once ...
+_HOUR_MS = const(3600000)  # ... and once more in that time
 
 
 class Staging:
@@ -122,3 +128,20 @@ def _no_room(e):
     err = DeliveryError("there is no room for it in this device's flash (%s)" % e)
     err.no_room = True
     return err
+
+
+def allow(kind, count):
+    """0, and `count` bytes of this kind are taken off what may be written; or seconds until they
+    may be."""
+    now = log.uptime_ms()
+    most = kind.max_bytes * _BURST
+    if kind.left is None:
+        kind.left, kind.left_at = most, now
+    hours = (now - kind.left_at) // _HOUR_MS
+    if hours:
+        kind.left = min(most, kind.left + hours * kind.max_bytes)
+        kind.left_at += hours * _HOUR_MS
+    if kind.left < count:
+        return 1 + (kind.left_at + _HOUR_MS - now) // 1000
+    kind.left -= count
+    return 0

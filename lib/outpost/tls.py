@@ -16,12 +16,14 @@ import time
 import tls
 from micropython import const
 
-from . import agreed, log, resumption
+from . import agreed, log
 from .errors import OutpostError, TlsError
 from .stream import Stream
 
 try:
     import tlspolicy as policy
+
+    from . import resumption
 except ImportError:
     policy = None
 
@@ -309,6 +311,15 @@ class Connection:
         )
 
 
+class _NoOffer:
+    """What resumption.Offer is without tlspolicy, where there are no sessions to take up."""
+
+    made = False
+
+    def done(self):
+        pass
+
+
 def connect(where, roots, first_packet, ladder, credential=None):
     """One verified connection to where.host, where the credential's certificate is shown.
 
@@ -319,7 +330,7 @@ def connect(where, roots, first_packet, ladder, credential=None):
     (resumption.py); where it does not do, a full handshake follows at once.
     """
     gc.collect()  # frees the C heap of an earlier connection's context
-    offer = resumption.Offer(where, roots, credential)
+    offer = resumption.Offer(where, roots, credential) if policy else _NoOffer()
     try:
         return _connect(where, roots, first_packet, ladder, credential, offer)
     except OutpostError as e:

@@ -203,11 +203,11 @@ def test_server_of_another_name_or_of_no_root_is_asked_nothing(fetch):
 
 
 PARTS = """
-from outpost import fetch
+from outpost import plan
 from outpost.errors import OutpostError
 for url in %r:
     try:
-        print(fetch.parts(url))
+        print(plan.parts(url))
     except OutpostError:
         print("refused")
 """
