@@ -41,7 +41,7 @@ test: micropython $(BUILD)/.apt-test
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-all: micropython $(BUILD)/.apt-test
-	@$(BIN)/python -m pytest -m "exhaustive or not exhaustive" --faults docs/faults.md $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "exhaustive or not exhaustive" --faults=docs/faults.md $(PYTEST_ARGS)
 
 lint: $(VENV)/.ready micropython
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

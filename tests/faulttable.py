@@ -19,7 +19,7 @@ HEAD = f"""# {TITLE}
 
 Every test that breaks something on purpose, with the number of cases it ran (parameters, builds of
 the board) and how many of them passed. The name says what must hold. `make test-all` writes this
-file with everything; `make test PYTEST_ARGS="-n 8 --faults docs/faults.md"` with a sample of the
+file with everything; `make test PYTEST_ARGS="-n 8 --faults=docs/faults.md"` with a sample of the
 builds and of the power cuts.
 """
 

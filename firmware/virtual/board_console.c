@@ -35,6 +35,7 @@ static size_t ring_used;
 static size_t ring_first;
 static bool stdin_ended;
 static bool stdin_is_terminal;
+static bool stdout_is_terminal;
 static bool terminal_is_raw;
 static pthread_t main_thread;
 static volatile sig_atomic_t ctrl_c_waiting;
@@ -126,10 +127,14 @@ static void *reader(void *unused) {
                 pthread_mutex_unlock(&lock);
                 board_exit(BOARD_EXIT_DONE, 0);
             }
-            while (ring_used == RING) {
+            // A program that Ctrl-C can stop and that does not read loses what it is sent, as from
+            // a UART; if it waited for room here, the Ctrl-C behind would never be seen.
+            while (ring_used == RING && mp_interrupt_char != CTRL_C) {
                 pthread_cond_wait(&room, &lock);
             }
-            ring[(ring_first + ring_used++) % RING] = bytes[i];
+            if (ring_used < RING) {
+                ring[(ring_first + ring_used++) % RING] = bytes[i];
+            }
         }
         pthread_cond_broadcast(&arrived);
         pthread_mutex_unlock(&lock);
@@ -138,6 +143,7 @@ static void *reader(void *unused) {
 
 void board_console_start(void) {
     stdin_is_terminal = isatty(STDIN_FILENO);
+    stdout_is_terminal = isatty(STDOUT_FILENO);
     sigset_t all;
     sigset_t before;
     sigfillset(&all);
@@ -273,7 +279,19 @@ mp_uint_t mp_hal_stdout_tx_strn(const char *str, size_t len) {
     return dup >= 0 ? MIN((mp_uint_t)dup, len) : len;
 }
 
+// What is printed, as a serial line has it: each new line begins on the left. Where stdout is a
+// terminal the host's driver does that.
 void mp_hal_stdout_tx_strn_cooked(const char *str, size_t len) {
+    bool serial = board.is_board && !stdout_is_terminal;
+    const char *line = serial ? memchr(str, '\n', len) : NULL;
+    while (line != NULL) {
+        size_t before = (size_t)(line - str);
+        mp_hal_stdout_tx_strn(str, before);
+        mp_hal_stdout_tx_strn("\r\n", 2);
+        str += before + 1;
+        len -= before + 1;
+        line = memchr(str, '\n', len);
+    }
     mp_hal_stdout_tx_strn(str, len);
 }
 

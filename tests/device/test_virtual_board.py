@@ -44,7 +44,8 @@ def board(leg: str, tmp_path: Path) -> Callable[..., Run]:
         command += ["--report", report, *options]
         source = {"input": stdin} if stdin else {"stdin": subprocess.DEVNULL}
         done = subprocess.run(command, stdout=subprocess.PIPE, timeout=timeout, **source)
-        return Run(done.returncode, done.stdout.decode(), json.loads(report.read_text()))
+        output = done.stdout.decode().replace("\r\n", "\n")
+        return Run(done.returncode, output, json.loads(report.read_text()))
 
     return run
 
@@ -308,7 +309,7 @@ def test_raw_prompt_takes_a_program_of_many_lines(leg: str, tmp_path: Path) -> N
     try:
         prompt.enter()
         source = "total = 0\n" + "total += 1\n" * 600 + "print(total)"
-        assert prompt.run(source) == "600\n"
+        assert prompt.run(source) == "600\r\n"
     finally:
         prompt.close()
 
@@ -366,6 +367,17 @@ def test_environment_of_the_host_does_not_reach_the_board(leg: str, tmp_path: Pa
         timeout=20,
     )
     assert done.stdout.decode().strip() == "['', '.frozen', '/lib'] [] esp32"
+
+
+def test_ctrl_c_stops_a_program_that_reads_nothing_however_much_was_sent(leg, tmp_path) -> None:
+    main = "import time\nprint('on')\nwhile True: time.sleep(1)"
+    prompt = RawPrompt(leg, flash_with(tmp_path / "f", main=main))
+    try:
+        prompt.until(b"on\r\n")
+        prompt.send(b"x" * 20000 + b"\x03")
+        prompt.until(b"KeyboardInterrupt", 10)
+    finally:
+        prompt.close()
 
 
 def test_terminal_has_ctrl_c_in_a_program_and_single_keys_at_the_prompt(leg, tmp_path) -> None:

@@ -325,10 +325,7 @@ class Board:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask, then insist. Closes the pipes to the board as well."""
-    if process.stdin is not None:
-        with contextlib.suppress(OSError):
-            process.stdin.close()
+    """Ask, then insist. Closes the pipe to the board as well."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -336,3 +333,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+    # Not before: a thread that is writing to a board which does not read holds the pipe's lock.
+    if process.stdin is not None:
+        with contextlib.suppress(OSError):
+            process.stdin.close()
