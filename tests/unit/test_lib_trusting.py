@@ -244,7 +244,7 @@ def places(name: str) -> tuple[Endpoint]:
 
 def asked(board) -> list[str]:
     store = board.trusting.nvs()
-    return [found[0] for found in board.lib.rescue._endpoints(store)]
+    return [found[0] for found in board.lib.emergency._endpoints(store)]
 
 
 def test_older_bundles_lead_to_their_recovery_endpoints_until_they_are_revoked(board):
@@ -274,19 +274,19 @@ def test_the_floor_that_a_bundle_names_revokes_too(board):
 
 
 def test_an_emergency_is_three_misses_over_a_while_and_begins_anew_after_a_look(board):
-    rescue, clock = board.lib.rescue, board.lib.clock
+    emergency, clock = board.lib.emergency, board.lib.clock
     begun = NOW
     clock.now = lambda: begun
-    assert [rescue._due(100) for _ in range(5)] == [False] * 5
+    assert [emergency._due(100) for _ in range(5)] == [False] * 5
     begun += 100
-    assert rescue._due(100)
-    assert board.lib.rescue.run(board.way) is False  # no endpoint, and nothing newer is here
-    assert [rescue._due(100) for _ in range(4)] == [False] * 4
+    assert emergency._due(100)
+    assert board.lib.emergency.run(board.way) is False  # no endpoint, and nothing newer is here
+    assert [emergency._due(100) for _ in range(4)] == [False] * 4
     begun -= 50  # the clock was put back
-    assert not rescue._due(100)
+    assert not emergency._due(100)
     begun += 100
-    assert [rescue._due(100) for _ in range(2)] == [False, True]
-    rescue.over()
+    assert [emergency._due(100) for _ in range(2)] == [False, True]
+    emergency.over()
     assert board.entry("tr-miss") is None and board.entry("tr-since") is None
 
 
@@ -294,10 +294,10 @@ def test_a_newer_bundle_that_is_here_is_tried_before_anybody_is_asked(board):
     board.deliver(bundles.data(2))
     board.now_ms += 600_000
     board.trusting.failed(board.lib.errors.TlsError("cannot be reached"), board.way)
-    assert board.lib.rescue.run(board.way) is True and board.trust.trial.version == 2
+    assert board.lib.emergency.run(board.way) is True and board.trust.trial.version == 2
     for _ in range(3):
         board.untrusted()
-    assert board.lib.rescue.run(board.way) is False
+    assert board.lib.emergency.run(board.way) is False
 
 
 # Power cuts

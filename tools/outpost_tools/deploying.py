@@ -36,7 +36,7 @@ import sys
 slot = -1
 try:
     import esp32
-    from outpost import agreed
+    from outpost import agreed, slots
     n = esp32.NVS(agreed.NVS_NAMESPACE)
     b = bytearray(128)
     try:
@@ -44,7 +44,7 @@ try:
     except OSError:
         who = None
     try:
-        slot = n.get_i32(agreed.NVS_APP_CURRENT)
+        slot = n.get_i32(slots.NVS_APP_CURRENT)
     except OSError:
         pass
 except ImportError:
@@ -72,9 +72,9 @@ print(json.dumps([h(p) for p in %r]))
 # What an update brought would run, and not what is deployed: the board goes back to its own files.
 _OWN_AGAIN = """
 import esp32
-from outpost import agreed
+from outpost import agreed, slots
 n = esp32.NVS(agreed.NVS_NAMESPACE)
-for k in (agreed.NVS_APP_CURRENT, agreed.NVS_APP_TRIAL):
+for k in (slots.NVS_APP_CURRENT, slots.NVS_APP_TRIAL):
     try:
         n.erase_key(k)
     except OSError:
