@@ -27,7 +27,8 @@ def facts(way, anchor):
             ends = last
     outcome = _entry(formats.NVS_TRUST_OUTCOME)
     change = None
-    if outcome:
+    # A power cut may leave "on trial" of a delivery that was not finished.
+    if outcome and (outcome != 1 or trust.trial):
         change = {
             "version": _entry(formats.NVS_TRUST_CHANGE),
             "outcome": formats.TRUST_OUTCOMES[outcome],

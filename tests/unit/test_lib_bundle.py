@@ -138,7 +138,7 @@ BAD = {
     "the same version": bundles.data(3),
     "an older one": bundles.data(2),
     "another fleet": bundles.data(4, fleet="dock"),
-    "expired": bundles.data(4, expires=NOW),
+    "expired": bundles.data(4, issued=NOW - 60, expires=NOW),
     "one key twice": TWICE.encode(),
     "new keys unsigned": bundles.data(4, keys=TWO),
     "too few new ones": bundles.data(4, "ab", keys=bundles.keys("bc", 2)),
@@ -192,7 +192,7 @@ def test_a_bad_bundle_is_refused_by_both(device, name):
 
 def test_expiry_is_judged_only_by_a_time_that_is_known(device):
     assert device.takes(BAD["expired"], now=None) and host_takes(BAD["expired"], now=None)
-    assert device.takes(bundles.data(4, expires=NOW + 1))
+    assert device.takes(bundles.data(4, issued=NOW - 60, expires=NOW + 1))
 
 
 def test_a_flipped_bit_at_every_byte_is_refused_by_both(device):
