@@ -20,6 +20,7 @@ _REPORT_MS = const(2000)  # after connecting: messages go first
 _FILE_MAX = const(16384)
 _LOADED = (
     "install",
+    "rescue",
     "revoke",
     "bundle",
     "x509",
@@ -99,6 +100,8 @@ class Guard:
         """The hub has a message that went out on this connection."""
         if trust.trial and trust.trial.session is session:
             _do("trusting", "commit", self._way)
+            if self._anchor and not trust.trial:
+                _do("rescue", "keep", self._anchor)  # as the walk does, but for a trial
             self._report_ms = log.uptime_ms()
         elif self._report_ms:
             self._report_ms = log.uptime_ms()  # messages have gone: now

@@ -103,7 +103,7 @@ def late(path, way):
     """install() of a file whose sender has his answer already: a refusal is reported."""
     try:
         return install(path, way)
-    except TrustError:
+    except (TrustError, MemoryError):
         store = nvs()
         write(store, formats.NVS_TRUST_CHANGE, 0)
         write(store, formats.NVS_TRUST_OUTCOME, REFUSED)

@@ -240,6 +240,8 @@ def test_links_in_another_order_missing_or_twice_are_refused_by_both(device):
     made = history()
     four, six = envelope.changes(made)
     last = bundles.signed(bundles.make(7, keys=bundles.keys("c")), "bc")
+    twin = bundles.signed(bundles.make(4, keys=bundles.keys("c")), "bc")
+    end = bundles.signed(bundles.make(7, keys=bundles.keys("c")), "c")
     for links, end in (
         ([six, four], made[-1]),
         ([six], made[-1]),
@@ -248,6 +250,7 @@ def test_links_in_another_order_missing_or_twice_are_refused_by_both(device):
         ([four, four, six], made[-1]),
         ([four, six, six], made[-1]),
         ([four, six], made[2]),
+        ([four, twin], end),
         ([four, six], last),
         ([replace(four, signatures=four.signatures[:1]), six], made[-1]),
     ):

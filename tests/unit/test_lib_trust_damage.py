@@ -3,6 +3,7 @@ bundle, and none to an older one. The device's own modules, run by CPython."""
 
 from __future__ import annotations
 
+import types
 from pathlib import Path
 from typing import Any
 
@@ -223,3 +224,57 @@ def test_a_trial_that_is_no_more_is_not_reported_as_one(board):
     lose(board, "tr-try")  # as a power cut leaves it between two steps of another delivery
     board.restart()
     assert board.lib.trustfacts.facts(board.way, None)["change"] is None
+
+
+@pytest.mark.parametrize("why", [MemoryError, None])
+def test_a_file_that_was_judged_late_and_refused_is_reported(board, why):
+    path = board.folder / "new.bin"
+    path.write_bytes(b"junk")
+    if why:
+        board.lib.bundle.accepted = lambda *args, **more: (_ for _ in ()).throw(why())
+    with pytest.raises(why or board.lib.errors.TrustError):
+        board.install.late(str(path), board.way)
+    change = board.lib.trustfacts.facts(board.way, None)["change"]
+    assert change == {"version": 0, "outcome": "it was refused"}
+
+
+def test_a_connection_that_was_resumed_does_not_take_back_which_root_carried_the_last(board):
+    told: list[str] = []
+    session = types.SimpleNamespace(publish=lambda topic, body, qos: told.append(body.decode()))
+    board.way.profile = types.SimpleNamespace(twin_report=lambda *names: "t", REPORT_QOS=0)
+    board.way.who = types.SimpleNamespace(device_id="pump")
+    facts = board.lib.trustfacts
+
+    def report(anchor: bytes | None) -> str | None:
+        done = facts.report(board.way, anchor, session)
+        if done is False:
+            return None
+        facts.told(done)
+        return told.pop()
+
+    assert '"anchor": "0101' in report(b"\1" * 32)
+    assert report(b"\1" * 32) is None and report(None) is None and report(b"\1" * 32) is None
+    assert '"anchor": "0202' in report(b"\2" * 32) and report(None) is None
+    board.deliver(bundles.data(2))
+    board.commit()
+    said = report(None)
+    assert '"version": 2' in said and "anchor" not in said
+    assert '"anchor": "0202' in report(b"\2" * 32)  # no news of it, and once more does no harm
+
+
+# TLS sessions
+
+
+def test_no_session_outlives_the_beginning_or_the_end_of_a_trial(board):
+    dropped = []
+    board.lib.resumption.forget = lambda: dropped.append(board.trust.trial is not None)
+    board.deliver(bundles.data(2))
+    assert dropped.pop()
+    give_up(board)
+    assert not dropped.pop()
+    board.deliver(bundles.data(2))
+    dropped.clear()
+    board.restart()
+    board.lib.resumption.forget = lambda: dropped.append(True)
+    board.trusting.resumed()
+    assert dropped
