@@ -140,6 +140,9 @@ BAD = {
     "another fleet": bundles.data(4, fleet="dock"),
     "expired": bundles.data(4, issued=NOW - 60, expires=NOW),
     "one key twice": TWICE.encode(),
+    "a key named twice, for two": bundles.signed(
+        replace(bundles.make(4).unsigned(), keys=envelope.Keys(2, (KEY, KEY)))
+    ).encode(),
     "new keys unsigned": bundles.data(4, keys=TWO),
     "too few new ones": bundles.data(4, "ab", keys=bundles.keys("bc", 2)),
     "another role": raw(ROOT, role=agreed.ROLE_SOFTWARE, keys=None),
@@ -241,7 +244,7 @@ def test_links_in_another_order_missing_or_twice_are_refused_by_both(device):
     four, six = envelope.changes(made)
     last = bundles.signed(bundles.make(7, keys=bundles.keys("c")), "bc")
     twin = bundles.signed(bundles.make(4, keys=bundles.keys("c")), "bc")
-    end = bundles.signed(bundles.make(7, keys=bundles.keys("c")), "c")
+    over = bundles.signed(bundles.make(7, keys=bundles.keys("c")), "c")
     for links, end in (
         ([six, four], made[-1]),
         ([six], made[-1]),
@@ -250,7 +253,7 @@ def test_links_in_another_order_missing_or_twice_are_refused_by_both(device):
         ([four, four, six], made[-1]),
         ([four, six, six], made[-1]),
         ([four, six], made[2]),
-        ([four, twin], end),
+        ([four, twin], over),
         ([four, six], last),
         ([replace(four, signatures=four.signatures[:1]), six], made[-1]),
     ):
