@@ -11,7 +11,7 @@ import struct
 
 from micropython import const
 
-from . import agreed, formats, x509
+from . import agreed, formats, watchdog, x509
 from .errors import TrustError
 
 try:
@@ -125,6 +125,7 @@ def check_signed(h, keys):
             good = False
         if not good:
             raise TrustError("a signature is wrong")
+        watchdog.feed()  # without tlspolicy each takes seconds
         done.add(name)
     for one in (keys, h.keys) if new else (keys,):
         count = 0
@@ -134,11 +135,27 @@ def check_signed(h, keys):
             raise TrustError("%d of its keys signed, not %d" % (count, one[0]))
 
 
-def accepted(path, role, fleet, version, keys, now=None, most=formats.BUNDLE_MAX_BYTES):
+def as_signed(h):
+    """Whether the head of a bundle that lies here is as it was signed: its own keys tell. An
+    image's bundle may have no signature, and the one of a rescue has none."""
+    known = {hashlib.sha256(point).digest()[:8]: point for point in points(h.keys)}
+    done = set()
+    for at in range(0, len(h.signatures), _SIGNATURE):
+        point = known.get(h.signatures[at : at + 8])
+        try:
+            if point and verify(point, h.signed, h.signatures[at + 8 : at + _SIGNATURE]):
+                done.add(point)
+        except ValueError:
+            pass  # no point of the curve
+    return not h.signatures or len(done) >= h.keys[0]
+
+
+def accepted(path, role, fleet, version, keys, now=None, most=formats.BUNDLE_MAX_BYTES, above=0):
     """The Head of the envelope in a delivered file, verified to its last byte.
 
     fleet, version  this device's: only a higher version of the same fleet is taken
     keys            who must have signed: as in Head
+    above           the envelope's version is higher than this, too
     now             Unix seconds that it certainly is, or None
     most            bytes that an envelope may have, head to end
     """
@@ -164,8 +181,9 @@ def accepted(path, role, fleet, version, keys, now=None, most=formats.BUNDLE_MAX
         h = head(f)
         h.start = start
         _belongs(h, role, fleet)
-        if h.version <= newest:
-            raise TrustError("version %d is not newer than %d" % (h.version, newest))
+        above = max(above, newest)
+        if h.version <= above:
+            raise TrustError("version %d is not newer than %d" % (h.version, above))
         if h.at - start + h.size > most:
             raise TrustError("it is larger than this device takes")
         check_signed(h, keys)

@@ -8,10 +8,11 @@ bundle verifies a hub, whatever happens. Loaded only then.
 
 from micropython import const
 
-from . import agreed, bundle, clock, formats, install, log, trust, trusting, walk, watchdog
+from . import agreed, bundle, clock, formats, install, log, trust, trusting, watchdog
 from .errors import OutpostError
 
 _ATTEMPTS = const(3)
+_TURN = const(4)  # in the place of their count: the bundle that is here was tried the last time
 
 
 def missed(way, damaged):
@@ -27,12 +28,15 @@ def _due(after_s):
     store = trusting.nvs()
     now = max(0, clock.now() - agreed.UNIX_2000)
     since = trusting.entry(store, formats.NVS_TRUST_SINCE, None)
-    missed = min(trusting.entry(store, formats.NVS_TRUST_MISSED) + 1, _ATTEMPTS)
+    missed = trusting.entry(store, formats.NVS_TRUST_MISSED)
     if since is None or since > now:
         # The first; or the clock was put back, and the wait begins anew.
-        since, missed = now, 1
+        since = now
+        missed = missed if missed == _TURN else 0
         trusting.write(store, formats.NVS_TRUST_SINCE, since)
-    trusting.write(store, formats.NVS_TRUST_MISSED, missed)
+    if missed < _ATTEMPTS:
+        missed += 1
+        trusting.write(store, formats.NVS_TRUST_MISSED, missed)
     return missed >= _ATTEMPTS and now - since >= after_s
 
 
@@ -42,12 +46,18 @@ def over():
 
 
 def run(way):
-    """Whether a bundle is on trial now. The next time is not before another wait is over."""
+    """Whether there is another bundle now. The next time is not before another wait is over.
+
+    A newer one that is here and the endpoints take turns: a trial may fail for many reasons, and
+    none may keep the other way shut.
+    """
     store = trusting.nvs()
     trusting.erase(store, formats.NVS_TRUST_SINCE)
     log.say("trust", "no hub is trusted with the bundle in use: looking for a newer one")
-    if _staged(store):
+    if trusting.entry(store, formats.NVS_TRUST_MISSED) != _TURN and _staged(store):
+        trusting.write(store, formats.NVS_TRUST_MISSED, _TURN)
         return True
+    trusting.write(store, formats.NVS_TRUST_MISSED, _ATTEMPTS)
     for found in _endpoints(store):
         watchdog.feed()
         try:
@@ -59,18 +69,31 @@ def run(way):
 
 
 def _staged(store):
-    """A newer bundle in the free slot, verified when it came: it gets one more trial each time,
-    after which the endpoints have their turn."""
-    slot = install.free_slot()
-    h = install.usable(agreed.TRUST_SLOTS[slot])
-    base = install.usable(trust.in_use())
-    tried = trusting.entry(store, formats.NVS_TRUST_CHANGE)
-    outcome = trusting.entry(store, formats.NVS_TRUST_OUTCOME)
-    if not h or not h.version or not base or h.version <= base.version:
+    """Whether a newer bundle that is on the board, verified when it came, is on trial now."""
+    at = trust.in_use()
+    base = install.usable(at)
+    high = trusting.entry(store, formats.NVS_TRUST_HIGH)
+    if not base and _written_anew(store, high):
+        return True
+    newest, found = base.version if base else high, None
+    for slot, path in enumerate(agreed.TRUST_SLOTS):
+        h = install.usable(path) if path != at else None
+        if h and h.version > newest:
+            newest, found = h.version, (slot, h)
+    if found:
+        trusting.begin(store, *found)
+    return found is not None
+
+
+def _written_anew(store, high):
+    """The slot in use is empty, and the factory bundle is not older than what was in it: somebody
+    has written the file system anew, with the board in hand. It is in use."""
+    h = install.usable(agreed.FACTORY_ROOTS_PATH)
+    if not h or h.version < max(1, high):
         return False
-    if tried == h.version and outcome == trusting.NOT_TRUSTED:
-        return False
-    trusting.begin(store, slot, h)
+    trusting.write(store, formats.NVS_TRUST_HIGH, h.version)
+    trusting.erase(store, agreed.NVS_TRUST_SLOT)
+    log.say("trust", "the factory bundle version=%d is in use from now on" % h.version)
     return True
 
 
@@ -88,7 +111,7 @@ def _endpoints(store):
 
 
 def _fetched(endpoint, way):
-    from . import recovery
+    from . import recovery, walk
 
     try:
         status, _ = recovery.run(endpoint, way, lambda path: install.install(path, way))

@@ -20,6 +20,7 @@ _REPORT_MS = const(2000)  # after connecting: messages go first
 _FILE_MAX = const(16384)
 _LOADED = (
     "install",
+    "rescue",
     "revoke",
     "bundle",
     "x509",
@@ -31,6 +32,7 @@ _LOADED = (
 _ASIDE = "/trust/new.bin"
 _MISSED = "tr-miss"
 _TRIAL = "tr-try"
+_HIGH = "tr-high"
 _TOLD_MS = const(5000)  # a connection that lives on for so long has brought a report to the hub
 _ROOM = const(12288)  # free memory below which nothing is reported
 _PROBE_MS = const(1000)  # a trial without a message of the application sends one of ours
@@ -51,14 +53,14 @@ class Guard:
         self._anchor = None
         self._missed = _kept(_MISSED)
         delivery.register("trust", _FILE_MAX, _may_begin, self.installed)
-        if _kept(_TRIAL):
+        if _kept(_TRIAL) or (_kept(_HIGH) and not _kept(agreed.NVS_TRUST_SLOT)):
             trust.trial = _do("trusting", "resumed") or None
         try:
             os.stat(_ASIDE)
+            _do("install", "late", _ASIDE, self._way)
+            os.remove(_ASIDE)
         except OSError:
-            return
-        _do("install", "late", _ASIDE, self._way)
-        os.remove(_ASIDE)
+            pass  # nothing waits, or the flash keeps it: then it is judged again
 
     def installed(self, path):
         """A file has come: (status, result). A trial begins with the next connection."""
@@ -98,6 +100,8 @@ class Guard:
         """The hub has a message that went out on this connection."""
         if trust.trial and trust.trial.session is session:
             _do("trusting", "commit", self._way)
+            if self._anchor and not trust.trial:
+                _do("rescue", "keep", self._anchor)  # as the walk does, but for a trial
             self._report_ms = log.uptime_ms()
         elif self._report_ms:
             self._report_ms = log.uptime_ms()  # messages have gone: now

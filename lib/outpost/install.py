@@ -54,6 +54,8 @@ def present(store):
         h.above = max(h.version, entry(store, formats.NVS_TRUST_HIGH) - 1)
         if h.version > entry(store, formats.NVS_TRUST_HIGH) and path != trust.in_use():
             continue  # it never was in use: whoever signs next is not for it to say
+        if h.signed and not bundle.as_signed(h):
+            continue  # a bit of it is another: its keys may be
         if not h.keys[1]:
             _first_signers(h)
         h.in_use = path == trust.in_use()
@@ -87,7 +89,10 @@ def install(path, way):
     if base.in_use and base.signed and _newest(path) == base.signed:
         return 200, {"state": "in use", "version": base.version}
     now = way.at_least() or clock.Clock(()).floor
-    h = bundle.accepted(path, agreed.ROLE_TRUST, base.fleet, base.above, base.keys, now)
+    # Changes of keys count from the bundle that is judged by, which may be older than the last.
+    h = bundle.accepted(
+        path, agreed.ROLE_TRUST, base.fleet, base.version, base.keys, now, above=base.above
+    )
     if way.date() is not None and h.issued > now + 86400:
         raise TrustError("it was issued in the future: check the clock of who signed it")
     begin(store, _stored(store, path, h), h)
@@ -98,7 +103,7 @@ def late(path, way):
     """install() of a file whose sender has his answer already: a refusal is reported."""
     try:
         return install(path, way)
-    except TrustError:
+    except (TrustError, MemoryError):
         store = nvs()
         write(store, formats.NVS_TRUST_CHANGE, 0)
         write(store, formats.NVS_TRUST_OUTCOME, REFUSED)

@@ -17,7 +17,7 @@ def _entry(name):
 
 
 def facts(way, anchor):
-    """version, roots, expires_days, anchor, change: docs/trust.md."""
+    """version, roots, expires_days, change, and the anchor where it is known: docs/trust.md."""
     path = trust.in_use()
     ends, marks = None, []
     for der in trust.roots(path):
@@ -27,18 +27,21 @@ def facts(way, anchor):
             ends = last
     outcome = _entry(formats.NVS_TRUST_OUTCOME)
     change = None
-    if outcome:
+    # A power cut may leave "on trial" of a delivery that was not finished.
+    if outcome and (outcome != 1 or trust.trial):
         change = {
             "version": _entry(formats.NVS_TRUST_CHANGE),
             "outcome": formats.TRUST_OUTCOMES[outcome],
         }
-    return {
+    found = {
         "version": trust.version(path),
         "roots": marks,
         "expires_days": _days(ends, way),
-        "anchor": _mark(anchor) if anchor else None,
         "change": change,
     }
+    if anchor:
+        found["anchor"] = _mark(anchor)
+    return found
 
 
 def _mark(digest):
@@ -58,10 +61,13 @@ def report(way, anchor, session):
 
     Not by way of twin.py, which an application that has no use for it does without.
     """
-    body = json.dumps({"outpost": {"trust": facts(way, anchor)}}).encode()
-    mark = binascii.crc32(body) & 0x7FFFFFFF
-    if _entry(formats.NVS_TRUST_REPORTED) == mark:
+    kept = _entry(formats.NVS_TRUST_REPORTED)
+    rest = binascii.crc32(json.dumps(facts(way, None)).encode()) & 0x7FFF0000
+    # A session that was taken up again proves no root: the anchor that the hub has stays.
+    mark = rest | (int.from_bytes(anchor[:2], "big") if anchor else (kept or 0) & 0xFFFF)
+    if kept == mark:
         return False
+    body = json.dumps({"outpost": {"trust": facts(way, anchor)}}).encode()
     names = way.profile
     session.publish(names.twin_report(way.who.device_id, "trust"), body, qos=names.REPORT_QOS)
     return mark

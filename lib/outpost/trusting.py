@@ -81,7 +81,11 @@ def resumed():
     from .install import usable
 
     store = nvs()
-    slot = entry(store, formats.NVS_TRUST_TRIAL, -1)
+    if entry(store, agreed.NVS_TRUST_SLOT, None) is None:
+        _found_again(store, usable)
+    slot = entry(store, formats.NVS_TRUST_TRIAL, None)
+    if slot is None:
+        return None
     if slot == entry(store, agreed.NVS_TRUST_SLOT, -1) or slot not in (0, 1):
         h = usable(trust.in_use())
         _tidy(store, h.version if h else 0, h.floor if h else 0)  # power went after the commit
@@ -95,6 +99,19 @@ def resumed():
     resumption.forget()
     log.say("trust", "bundle version=%d is on trial still" % h.version)
     return Trial(slot, h)
+
+
+def _found_again(store, usable):
+    """NVS lost which slot is in use: it is the one with the highest version that ever was, and no
+    older bundle takes its place."""
+    high = entry(store, formats.NVS_TRUST_HIGH)
+    factory = usable(agreed.FACTORY_ROOTS_PATH)
+    if not high or (factory and factory.version >= high):
+        return
+    for slot, path in enumerate(agreed.TRUST_SLOTS):
+        h = usable(path)
+        if h and h.version == high:
+            write(store, agreed.NVS_TRUST_SLOT, slot)
 
 
 def _tidy(store, version, floor):

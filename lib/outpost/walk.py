@@ -281,9 +281,10 @@ class Walk:
             self.clock.raise_floor(clock.stamp(facts["not_before"]))
 
     def _keep(self):
-        """What a rescue needs goes into the NVS: once in a life, and after a change of root."""
+        """What a rescue needs goes into the NVS: once in a life, and after a change of root; not
+        while a bundle is on trial."""
         facts = self.connection.facts
-        if facts and facts["root"] and facts["root"] != self._kept:
+        if facts and facts["root"] and facts["root"] != self._kept and not trust.trial:
             from . import rescue
 
             rescue.keep(facts["root"])

@@ -10,12 +10,13 @@ import bundles
 import pki
 import pytest
 from cryptography.hazmat.primitives import serialization
+from hubs import eventually
 from outpost_tools import bundle
 from outpost_tools.bundle import Endpoint
 from outpost_tools.bundleserver import BundleServer, of_mapping, recovery_path
 from outpost_tools.hub.tls import server_context
 from trustworld import BACK, IN_USE, MAIN, ON_TRIAL, QUIET, TrustWorld
-from world import line_number
+from world import DEVICE_ID, line_number
 
 import certs
 
@@ -44,6 +45,9 @@ def test_a_fleet_moves_from_root_a_to_root_b_and_nothing_is_lost(trust):
     done = trust.push(trust.bundle(3, "b"))
     assert done.status == 202
     line_number(board, IN_USE, line_number(board, r"version=3 is on trial;"))
+    if trust.world.leg in ("outpost32", "outpost64"):
+        # What a rescue would connect with has gone over too, in this life of the device.
+        assert eventually(lambda: trust.b in trust.flash.read_bytes()[0x9000:0xF000], 20)
     assert trust.alive() and board.reboots == 0 and "Traceback" not in board.text
     # What it had before is no way back.
     trust.move("a")
@@ -138,6 +142,36 @@ def test_a_device_that_slept_through_changes_of_keys_goes_straight_to_the_newest
     assert trust.push(trust.bundle(7, "ab", "a")).status == 409
     seven = trust.bundle(7, "ab", "ce", keys=bundles.keys("cde", 2))
     assert trust.push(seven).status == 202
+
+
+@pytest.mark.parametrize("leg", ["outpost32", "stock32"], indirect=True)
+def test_a_bundle_as_large_as_one_may_be_is_installed_and_lived_by(trust):
+    board = trust.start(trust={"trial_s": 60})
+    roots = [trust.a, trust.b, *(bundles.root(name).der for name in "CDEF")]
+    fields = {"keys": bundles.keys("abcdefgh", 2)}
+    room = 8192 - len(bundles.data(2, "ab", roots=roots, **fields)) - 3
+    data = bundles.data(2, "ab", roots=roots, more=((6, bytes(room)),), **fields)
+    assert len(data) == 8192
+    # The change of keys is the bundle's own: signed by the one of before, and two of the new.
+    done = trust.push(data)
+    assert done.status == 202, done
+    board.wait_for(IN_USE, 120)
+    found = trust.until_reported(version=2)
+    assert found["roots"] == [mark(der) for der in roots] and trust.alive()
+    assert "out of memory" not in board.text
+
+
+@pytest.mark.parametrize("leg", ["outpost32"], indirect=True)
+def test_a_trial_is_a_full_handshake_even_with_the_same_roots(trust):
+    board = trust.start()
+    assert trust.connected()
+    trust.hub.disconnect(DEVICE_ID, "test")
+    at = line_number(board, "resumed=1")
+    assert trust.push(trust.bundle(2, "a", hosts=("files.example",))).status == 202
+    at = line_number(board, ON_TRIAL, at)
+    end = line_number(board, IN_USE, at)
+    tried = [line.text for line in board.lines[at:end] if "resumed=" in line.text]
+    assert tried and all("resumed=0" in line for line in tried)
 
 
 def test_an_expired_bundle_is_not_installed_and_one_in_use_goes_on(trust):

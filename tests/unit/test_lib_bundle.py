@@ -138,8 +138,11 @@ BAD = {
     "the same version": bundles.data(3),
     "an older one": bundles.data(2),
     "another fleet": bundles.data(4, fleet="dock"),
-    "expired": bundles.data(4, expires=NOW),
+    "expired": bundles.data(4, issued=NOW - 60, expires=NOW),
     "one key twice": TWICE.encode(),
+    "a key named twice, for two": bundles.signed(
+        replace(bundles.make(4).unsigned(), keys=envelope.Keys(2, (KEY, KEY)))
+    ).encode(),
     "new keys unsigned": bundles.data(4, keys=TWO),
     "too few new ones": bundles.data(4, "ab", keys=bundles.keys("bc", 2)),
     "another role": raw(ROOT, role=agreed.ROLE_SOFTWARE, keys=None),
@@ -192,7 +195,7 @@ def test_a_bad_bundle_is_refused_by_both(device, name):
 
 def test_expiry_is_judged_only_by_a_time_that_is_known(device):
     assert device.takes(BAD["expired"], now=None) and host_takes(BAD["expired"], now=None)
-    assert device.takes(bundles.data(4, expires=NOW + 1))
+    assert device.takes(bundles.data(4, issued=NOW - 60, expires=NOW + 1))
 
 
 def test_a_flipped_bit_at_every_byte_is_refused_by_both(device):
@@ -240,6 +243,8 @@ def test_links_in_another_order_missing_or_twice_are_refused_by_both(device):
     made = history()
     four, six = envelope.changes(made)
     last = bundles.signed(bundles.make(7, keys=bundles.keys("c")), "bc")
+    twin = bundles.signed(bundles.make(4, keys=bundles.keys("c")), "bc")
+    over = bundles.signed(bundles.make(7, keys=bundles.keys("c")), "c")
     for links, end in (
         ([six, four], made[-1]),
         ([six], made[-1]),
@@ -248,6 +253,7 @@ def test_links_in_another_order_missing_or_twice_are_refused_by_both(device):
         ([four, four, six], made[-1]),
         ([four, six, six], made[-1]),
         ([four, six], made[2]),
+        ([four, twin], over),
         ([four, six], last),
         ([replace(four, signatures=four.signatures[:1]), six], made[-1]),
     ):

@@ -75,11 +75,10 @@ class Board:
         self.trust, self.trusting, self.install = lib.trust, lib.trusting, lib.install
         self.way = Way()
         self.nvs = Nvs(self.chip)
-        try:
-            self.nvs.get_i32("tr-try")
-        except OSError:
-            return
-        self.trust.trial = self.trusting.resumed()
+        # As guard.py does it.
+        lost = self.entry("tr-high") is not None and self.entry("tr-slot") is None
+        if self.entry("tr-try") is not None or lost:
+            self.trust.trial = self.trusting.resumed()
 
     def restart(self) -> None:
         assert self.chip.restart() == 0
