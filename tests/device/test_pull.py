@@ -80,6 +80,7 @@ class Depot:
 def test_file_is_fetched_without_a_second_connection_and_handed_over(world):
     depot = Depot(world, {"/parcel.bin": FILE})
     depot.operator.desire({"interval": 7})
+    depot.operator.until_reported(interval={"value": 7, "ac": 200, "av": 2})
     depot.wish(FILE)
     assert depot.outcome(status=200) == {"version": 5, "status": 200}
     assert f"PARCEL 9000 {sha(FILE)}" in depot.board.text
