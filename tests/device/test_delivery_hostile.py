@@ -344,7 +344,8 @@ look({"parcel": order(bytes(8192))})
 d._pull._source = lambda way: Slow()
 while d.fetching():
     d.fetch(None)
-print("SAID", clock[0] // 1000, staging.Staging("parcel").have > 300, delivery._kinds["parcel"].again_ms - clock[0] <= 31000)
+soon = delivery._kinds["parcel"].again_ms - clock[0] <= 31000
+print("SAID", clock[0] // 1000, staging.Staging("parcel").have > 300, soon)
 clock[0] += 32000
 print("SAID", look({"parcel": order(bytes(8192))}).fetching)
 """
