@@ -24,20 +24,31 @@ _kinds = {}
 _device = None  # the Delivery that takes the calls
 _NEVER = const(1 << 50)  # of the uptime in ms
 
+_PUSH_MS = const(30000)  # from one piece to the next, before a push counts as given up
+_TOLD_MS = const(5000)  # a connection that lives on for so long has brought a report to the hub
+
 retry_s = (30, 3600)  # where a file could not be fetched: the first wait at most, and the longest
 
 
 class Kind:
-    """left and left_at: what may still be written of it, see pieces.py. last: what the last
-    commit came to, for a sender who did not hear the answer."""
+    """left, left_at   what may still be written of it, see staging.allow()
+    last            what the last commit came to, for a sender who did not hear the answer
+    busy            its handler is at work
+    order, settled  of the wish: what was looked at last, and whether that is dealt with for good
+    fetched         SHA-256 of the last file that was fetched and dealt with in this life
+    backoff         of what could not be fetched; again_ms: uptime before which it is not tried
+    """
 
-    def __init__(self, max_bytes, check_begin, handler, stage):
+    left = left_at = last = order = fetched = backoff = None
+    busy = settled = False
+    again_ms = 0
+
+    def __init__(self, name, max_bytes, check_begin, handler, stage):
+        self.name = name
         self.max_bytes = max_bytes
         self.check_begin = check_begin
         self.handler = handler
         self.stage = stage
-        self.left = self.left_at = None
-        self.last = None
 
 
 def register(kind, max_bytes, check_begin, handler, stage=None):
@@ -56,7 +67,7 @@ def register(kind, max_bytes, check_begin, handler, stage=None):
     """
     if not kind or [c for c in kind if not ("a" <= c <= "z" or "0" <= c <= "9" or c == "-")]:
         raise ValueError("a kind of file is named with a to z, 0 to 9 and - alone")
-    _kinds[kind] = Kind(max_bytes, check_begin, handler, stage)
+    _kinds[kind] = Kind(kind, max_bytes, check_begin, handler, stage)
     if _device:
         _device.open()
 
@@ -76,16 +87,14 @@ class Delivery:
     There is memory for one TLS connection. So the device's loop asks due() while it is connected,
     ends the connection where that says so, and calls fetch() while something is fetching().
 
-    over     kind -> SHA-256 of the file that was dealt with, or refused for good, in this life
-    backoff  of what could not be fetched, or None
-    news     kind -> what is to be reported of it
+    news  kind -> what is to be reported of it, until a connection has brought it to the hub
     """
 
     def __init__(self, incoming):
         self.incoming = incoming
-        self.over = {}
-        self.backoff = None
         self.news = {}
+        self._told_ms = None  # uptime at which the hub has them
+        self._pushed_ms = -_PUSH_MS  # when the last piece of a push came
         self._open = False
         self._wish = None
         self._due_ms = _NEVER  # uptime at which to look at the wish
@@ -112,6 +121,7 @@ class Delivery:
         except MemoryError:
             return 413, {"error": "there is no memory for it now: send smaller pieces"}
         finally:
+            self._pushed_ms = log.uptime_ms() if pieces.more else -_PUSH_MS
             if not pieces.more:
                 self.rest()
 
@@ -120,6 +130,12 @@ class Delivery:
         if self._pull is None:
             for name in ("pieces", "orders", "staging", "pull", "fetch"):
                 _forget(name)
+
+    def detached(self):
+        """The connection has ended."""
+        self._told_ms = None
+        self._pushed_ms = -_PUSH_MS
+        self.rest()
 
     # The desired property
 
@@ -148,7 +164,6 @@ class Delivery:
     def _wished(self, value):
         if value != self._wish:
             self._wish = value
-            self.backoff = None
             self._due_ms = _NEVER if value is None else log.uptime_ms()
 
     def busy(self):
@@ -157,12 +172,16 @@ class Delivery:
 
     def due(self):
         """While the hub is connected: whether the connection is to be ended for a file."""
+        now = log.uptime_ms()
         if self.news:
-            news, self.news = self.news, {}
-            self.incoming.tell({agreed.LIBRARY_PROPERTY: {"delivery": news}})
+            if self._told_ms is None:
+                self._told_ms = now + _TOLD_MS
+                self.incoming.tell({agreed.LIBRARY_PROPERTY: {"delivery": self.news}})
+            elif now >= self._told_ms:
+                self.news = {}
         if self._pull is None:
-            # A trial is decided on this connection: nothing may end it meanwhile.
-            if log.uptime_ms() < self._due_ms or trust.trial:
+            # A trial is decided on this connection, and a push goes on on it: nothing may end it.
+            if now < self._due_ms or now < self._pushed_ms + _PUSH_MS or trust.trial:
                 return False
             self._look()
             if self._pull is None:
@@ -175,9 +194,12 @@ class Delivery:
         try:
             from . import plan
 
-            self._pull = plan.planned(self, self._wish, _kinds)
+            self._pull, wait_ms = plan.planned(self, self._wish, _kinds, retry_s[0] * 1000)
         except Exception as e:
-            self.later("outpost", understood(e))
+            log.error(understood(e))
+            wait_ms = retry_s[0] * 1000
+        if self._pull is None:
+            self.ended(wait_ms)
         for name in ("plan", "orders"):
             _forget(name)
 
@@ -190,25 +212,30 @@ class Delivery:
         if not self.fetching():
             _forget("fetch")
 
-    def ended(self, wait_ms=_NEVER):
+    def ended(self, wait_ms=1000):
         """A pull is over, or there is none; the wish is looked at again after that time."""
         self._pull = None
-        if self._wish is not None:
+        self._due_ms = _NEVER
+        if self._wish is not None and wait_ms is not None:
             self._due_ms = log.uptime_ms() + wait_ms
         self.rest()
 
-    def later(self, name, why, version=None, status=0):
+    def later(self, kind, why, status=0):
         """It did not come to its end: again after a while, from where it stands."""
-        self.backoff = self.backoff or Backoff(*retry_s)
-        wait_ms = self.backoff.next_ms() + 1000
-        log.say("delivery", "%s: %s; again in %d s" % (name, why, wait_ms // 1000))
-        self.report(name, version, status, {"error": str(why)})
-        self.ended(wait_ms)
+        kind.backoff = kind.backoff or Backoff(*retry_s)
+        wait_ms = kind.backoff.next_ms() + 1000
+        kind.again_ms = log.uptime_ms() + wait_ms
+        log.say("delivery", "%s: %s; again in %d s" % (kind.name, why, wait_ms // 1000))
+        self.report(kind, status, {"error": str(why)})
 
-    def report(self, name, version, status, result):
+    def report(self, kind, status, result):
         """What came of a file, in the reported property when there is a connection."""
         why = result.get("error") if isinstance(result, dict) else None
-        self.news[name] = {"version": version, "status": status, "why": why and str(why)}
+        version = kind.order.get("version")
+        if not isinstance(version, int):
+            version = None  # whatever it is, it is not said again
+        self.news[kind.name] = {"version": version, "status": status, "why": why and str(why)}
+        self._told_ms = None
 
 
 def _forget(name):

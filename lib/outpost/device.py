@@ -339,7 +339,7 @@ class Device:
         session, self._session, self._stream = self._session, None, None
         self._in.detach()
         if self._files:
-            self._files.rest()
+            self._files.detached()
         if session:
             session.disconnect()
         gc.collect()

@@ -93,9 +93,7 @@ class Fetch:
         if self._left or self._at < self._end:
             self.close()  # in the middle of an answer that nobody wants any more
         self._at = self._end = self._left = 0
-        if self._stream:
-            self._question(self._stream, at, count)
-        else:
+        if not self._asked_again(at, count):
             self._connect(at, count)
         # A server without ranges sends all of it: up to `at` it is known already.
         scratch = memoryview(bytearray(64))
@@ -104,8 +102,24 @@ class Fetch:
             self._place += n
             self._left -= n
 
+    def _asked_again(self, at, count):
+        """Whether the connection there is has answered. A server may end one that is not in use,
+        and says so to nobody: then it is asked over another."""
+        if not self._stream:
+            return False
+        self._quota = _HEAD_MAX
+        try:
+            self._question(self._stream, at, count)
+            return True
+        except MqttError:
+            if self._quota < _HEAD_MAX:
+                raise  # in the middle of its answer
+        self.close()
+        return False
+
     def _connect(self, at, count):
         for rung in range(_RUNGS):
+            watchdog.feed()
             try:
                 tls.connect(
                     self.where,

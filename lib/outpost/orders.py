@@ -6,6 +6,8 @@ Pushed or pulled. Loaded while a delivery is under way; owns no flash.
 from . import log
 from .errors import DeliveryError, OutpostError
 
+BUSY = 429, {"retry_s": 1, "error": "the file before this one is being dealt with: wait"}
+
 
 def announced(call):
     """(size, sha256) of what is said of a file; DeliveryError where it makes no sense."""
@@ -26,36 +28,44 @@ def judged(kind, size, sha256, call):
         return 409, {"error": str(e)}
 
 
-def handed_over(name, kind, staged):
-    """What the handler of a file that is whole comes to, or a generator that does."""
+def handed_over(kind, staged):
+    """What the handler of a file that is whole comes to, or a generator that does.
+
+    Until then nothing touches the file: kind.busy.
+    """
+    if kind.busy:
+        return BUSY
     if not staged.right():
         staged.drop()
-        log.say("delivery", "%s is not what was announced: dropped" % name)
+        log.say("delivery", "%s is not what was announced: dropped" % kind.name)
         return 422, {"have": 0, "error": "its SHA-256 is another one: it was dropped, begin again"}
     sha256 = staged.sha256
-    log.say("delivery", "%s is here whole" % name)
+    log.say("delivery", "%s is here whole" % kind.name)
     try:
         result = kind.handler(staged.path)
     except OutpostError as e:
         result = 409, {"error": str(e)}
     if isinstance(result, tuple):
-        return _dealt_with(name, kind, staged, sha256, result)
-    return _going_on(name, kind, staged, sha256, result)
+        return _dealt_with(kind, staged, sha256, result)
+    kind.busy = True
+    return _going_on(kind, staged, sha256, result)
 
 
-def _going_on(name, kind, staged, sha256, steps):
+def _going_on(kind, staged, sha256, steps):
     try:
         result = yield from steps
     except OutpostError as e:
         result = 409, {"error": str(e)}
-    return _dealt_with(name, kind, staged, sha256, result)
+    finally:
+        kind.busy = False
+    return _dealt_with(kind, staged, sha256, result)
 
 
-def _dealt_with(name, kind, staged, sha256, result):
+def _dealt_with(kind, staged, sha256, result):
     kind.last = (sha256,) + result
     if result[0] < 300:
         staged.drop()
-    log.say("delivery", "%s was handed over status=%d" % (name, result[0]))
+    log.say("delivery", "%s was handed over status=%d" % (kind.name, result[0]))
     return result
 
 

@@ -35,15 +35,21 @@ def answer(body, kinds):
     if kind is None:
         return 404, {"error": "this device takes no files of that kind"}
     ops = {"begin": _begin, "write": _write, "commit": _commit, "status": _status, "abort": _abort}
-    op = ops.get(call.get("op"))
+    op = call.get("op")
+    op = ops.get(op) if isinstance(op, str) else None
     if op is None:
         raise DeliveryError("op is begin, write, commit, status or abort")
-    return op(name, kind, (kind.stage or staging.Staging)(name), call, piece)
+    if kind.busy and op is not _status:
+        return orders.BUSY
+    return op(kind, (kind.stage or staging.Staging)(name), call, piece)
 
 
-def _begin(name, kind, staged, call, piece):
+def _begin(kind, staged, call, piece):
     global more
     size, sha256 = orders.announced(call)
+    wait_s = staging.begins(kind)
+    if wait_s:
+        return _later(wait_s)
     answered = orders.judged(kind, size, sha256, call)
     if answered:
         return answered
@@ -57,11 +63,11 @@ def _begin(name, kind, staged, call, piece):
             return 507, {"have": 0, "error": str(e)}
     kind.last = None
     more = True
-    log.say("delivery", "%s of %d bytes begins at %d" % (name, size, staged.have))
+    log.say("delivery", "%s of %d bytes begins at %d" % (kind.name, size, staged.have))
     return 200, {"have": staged.have}
 
 
-def _write(name, kind, staged, call, piece):
+def _write(kind, staged, call, piece):
     global more
     if staged.sha256 is None or orders.sha256_of(call) != staged.sha256:
         return 409, {"have": 0, "error": "begin first: this is a piece of another file"}
@@ -74,7 +80,7 @@ def _write(name, kind, staged, call, piece):
     if at > staged.have:
         return 409, {"have": staged.have, "error": "the piece before this one is not here"}
     fresh = at + len(piece) - staged.have
-    wait_s = staging.allow(kind, fresh) if fresh > 0 else 0
+    wait_s = staging.allow(kind, max(fresh, staging.LEAST_BYTES)) if fresh > 0 else 0
     if wait_s:
         return _later(wait_s)
     try:
@@ -84,7 +90,7 @@ def _write(name, kind, staged, call, piece):
     return 200, {"have": staged.have}
 
 
-def _commit(name, kind, staged, call, piece):
+def _commit(kind, staged, call, piece):
     sha256 = orders.sha256_of(call)
     if kind.last and kind.last[0] == sha256 != staged.sha256:
         return kind.last[1:]  # it was dealt with, and the answer did not arrive
@@ -92,10 +98,10 @@ def _commit(name, kind, staged, call, piece):
         return 409, {"have": 0, "error": "begin first: nothing of that file is here"}
     if not staged.whole():
         return 409, {"have": staged.have, "error": "it is not whole yet"}
-    return orders.handed_over(name, kind, staged)
+    return orders.handed_over(kind, staged)
 
 
-def _status(name, kind, staged, call, piece):
+def _status(kind, staged, call, piece):
     last = kind.last and {"sha256": kind.last[0], "status": kind.last[1], "result": kind.last[2]}
     return 200, {
         "have": staged.have,
@@ -106,13 +112,13 @@ def _status(name, kind, staged, call, piece):
     }
 
 
-def _abort(name, kind, staged, call, piece):
+def _abort(kind, staged, call, piece):
     staged.drop()
     return 200, {"have": 0}
 
 
 def _later(wait_s):
-    return 429, {"retry_s": wait_s, "error": "too much was written in a short time: wait"}
+    return 429, {"retry_s": wait_s, "error": staging.WORN}
 
 
 # The call as it came

@@ -1,66 +1,81 @@
 """Plan: which file of a wish is to be fetched, and from where (pull.py fetches it).
 
 A file is wanted where its kind wants that version; its address counts where the bundle in use names
-the host. Loaded for one look at the wish; owns no flash.
+the host. Each kind waits for itself: one that cannot be fetched keeps no other from coming. Loaded
+for one look at the wish; owns no flash.
 """
 
-from . import orders, staging, trust
+from . import log, orders, staging, trust
 from .errors import DeliveryError, understood
 from .pull import FOR_GOOD, Pull
 
 
-def planned(delivery, wish, kinds):
-    """The Pull of the first file that is wanted; None: there is none, and delivery was told."""
+def planned(delivery, wish, kinds, again_ms):
+    """(the Pull of the first file that is wanted, or None; ms until the next look, or None).
+
+    again_ms  a failure keeps its kind waiting for so long even where another order came
+    """
     wish = wish if isinstance(wish, dict) else {}
-    name = None
-    try:
-        for name, kind in kinds.items():
-            order = wish.get(name)
-            found = isinstance(order, dict) and _looked_at(delivery, name, kind, order)
-            if found:
-                return found
-    except Exception as e:
-        delivery.later(name, understood(e))
-        return None
-    delivery.ended()
-    return None
+    now = log.uptime_ms()
+    at = None
+    for name, kind in kinds.items():
+        order = wish.get(name)
+        if not isinstance(order, dict):
+            kind.order = None
+            continue
+        if order != kind.order:
+            kind.order, kind.settled, kind.backoff = order, False, None
+            kind.again_ms = min(kind.again_ms, now + again_ms)
+        if kind.busy:
+            kind.again_ms = max(kind.again_ms, now + 1000)
+        if now >= kind.again_ms and not kind.settled:
+            try:
+                found = _looked_at(delivery, kind, order)
+                if found:
+                    return found, None
+            except Exception as e:
+                delivery.later(kind, understood(e))
+        if not kind.settled:
+            at = kind.again_ms if at is None else min(at, kind.again_ms)
+    return None, None if at is None else max(0, at - now)
 
 
-def _looked_at(delivery, name, kind, order):
+def _looked_at(delivery, kind, order):
+    """The Pull of an order; None: it is settled."""
+    answered = None
     try:
         size, sha256 = orders.announced(order)
-        if delivery.over.get(name) == sha256:
-            return None
-        delivery.over.pop(name, None)
-        answered = orders.judged(kind, size, sha256, order)
-        if answered is None:
-            host, port, path = _allowed(order.get("url"))
+        address = parts(order.get("url"))
     except DeliveryError as e:
-        sha256 = order.get("sha256")
         answered = 400, {"error": str(e)}
-    if answered is None:
-        staged = (kind.stage or staging.Staging)(name)
-        if (size, sha256) != (staged.size, staged.sha256):
-            if staging.allow(kind, staging.BEGIN_BYTES):
-                raise DeliveryError("too much was written in a short time")
-            staged.begin(size, sha256)
-        return Pull(delivery, name, kind, staged, (host, port, path), order.get("version"))
-    if answered[0] >= 300 and answered[0] not in FOR_GOOD:
-        raise DeliveryError(answered[1].get("error"))
-    if delivery.over.get(name) != sha256:
-        delivery.over[name] = sha256
-        if answered[0] >= 300:
-            delivery.report(name, order.get("version"), *answered)
+    if not answered and sha256 != kind.fetched:
+        if staging.begins(kind):
+            raise DeliveryError(staging.WORN)
+        answered = orders.judged(kind, size, sha256, order)
+        if not answered and not _named(*address):
+            words = "the bundle in use does not name %s as a host for downloads" % address[0]
+            answered = 400, {"error": words}
+        if not answered:
+            staged = (kind.stage or staging.Staging)(kind.name)
+            if (size, sha256) != (staged.size, staged.sha256):
+                if staging.allow(kind, staging.BEGIN_BYTES):
+                    raise DeliveryError(staging.WORN)
+                staged.begin(size, sha256)
+            return Pull(delivery, kind, staged, address)
+        if answered[0] >= 300 and answered[0] not in FOR_GOOD:
+            raise DeliveryError(answered[1].get("error"))
+    kind.settled = True
+    if answered and answered[0] >= 300:
+        delivery.report(kind, *answered)
     return None
 
 
-def _allowed(url):
-    """(host, port, path) of an address that this device may call."""
-    host, port, path = parts(url)
+def _named(host, port, path):
+    """Whether the bundle in use names it."""
     for name in trust.hosts():
         if name.lower() in (host, "%s:%d" % (host, port)):
-            return host, port, path
-    raise DeliveryError("the bundle in use does not name %s as a host for downloads" % host)
+            return True
+    return False
 
 
 def parts(url):

@@ -17,20 +17,20 @@ from .errors import DeliveryError, understood
 
 # Answers that nothing but another wish changes. After any other it is tried again.
 FOR_GOOD = (400, 404, 413, 422)
+away_ms = 600000  # then the hub is called, and the fetch goes on afterwards
 
 
 class Pull:
     """fetching: what is to be done next is to fetch a piece."""
 
-    def __init__(self, delivery, name, kind, staged, address, version):
+    def __init__(self, delivery, kind, staged, address):
         self.fetching = not staged.whole()
         self._delivery = delivery
-        self._name = name
         self._kind = kind
         self._staged = staged
         self._address = address  # (host, port, path)
-        self._version = version
         self._fetch = self._buffer = None
+        self._began_ms = 0
         self._handed = False  # its handler is at work
 
     def connected(self):
@@ -41,10 +41,10 @@ class Pull:
                 from . import orders
 
                 self._delivery.incoming.tasks.call(
-                    orders.handed_over, (self._name, self._kind, self._staged), self._done
+                    orders.handed_over, (self._kind, self._staged), self._done
                 )
             except Exception as e:
-                self._delivery.later(self._name, understood(e), self._version)
+                self._failed(understood(e))
         return self.fetching
 
     def piece(self, way):
@@ -53,18 +53,29 @@ class Pull:
             self._piece(way)
         except Exception as e:
             self.close()
-            self._delivery.later(self._name, understood(e), self._version)
+            self._failed(understood(e))
+
+    def _failed(self, why, status=0):
+        self._delivery.later(self._kind, why, status)
+        self._delivery.ended()
 
     def _piece(self, way):
         staged = self._staged
         if self._fetch is None:
             self._fetch = self._source(way)
             self._buffer = memoryview(bytearray(agreed.DELIVERY_PIECE_BYTES))
+            self._began_ms = log.uptime_ms()
         if not staged.whole():
             n = self._fetch.read(staged.have, self._buffer)
             if staging.allow(self._kind, n):
-                raise DeliveryError("too much was written in a short time")
+                raise DeliveryError(staging.WORN)
             staged.put(staged.have, self._buffer[:n])
+            if log.uptime_ms() - self._began_ms > away_ms and not staged.whole():
+                self._kind.backoff = None
+                raise DeliveryError(
+                    "%d of %d bytes are here, and the hub is called in between"
+                    % (staged.have, staged.size)
+                )
         if staged.whole():
             self.close()
             if not staged.right():
@@ -79,10 +90,8 @@ class Pull:
         way.ready()
         host, port, path = self._address
         staged = self._staged
-        log.say(
-            "delivery",
-            "%s: fetching %d bytes from %s at %d" % (self._name, staged.size, host, staged.have),
-        )
+        words = "%s: fetching %d bytes from %s at %d"
+        log.say("delivery", words % (self._kind.name, staged.size, host, staged.have))
         where = Endpoint(host, port, way.config.ecc_only)
         return Fetch(where, path, trust.roots, staged.size)
 
@@ -94,16 +103,17 @@ class Pull:
             held.close()
 
     def _done(self, outcome, value):
+        kind = self._kind
         if outcome:
-            value = 500, {"error": "the handler of %s failed" % self._name}
+            value = 500, {"error": "the handler of %s failed" % kind.name}
         status, result = value
-        d = self._delivery
-        if status < 300 or status in FOR_GOOD:
-            # What was asked for, whatever the handler has done with the file.
-            d.over[self._name] = self._kind.last[0] if self._kind.last else None
-            d.backoff = None
-            d.report(self._name, self._version, status, result)
-            d.ended(1000)  # there may be another kind to look at
+        said = isinstance(result, dict)
+        if status < 300 or status in FOR_GOOD and not (said and "have" in result):
+            kind.settled = True
+            kind.backoff = None
+            if status < 300:
+                kind.fetched = kind.last[0]
+            self._delivery.report(kind, status, result)
+            self._delivery.ended()  # there may be another kind to look at
         else:
-            why = result.get("error") if isinstance(result, dict) else "it was not taken"
-            d.later(self._name, why, self._version, status)
+            self._failed(result.get("error") if said else "it was not taken", status)

@@ -37,12 +37,16 @@ def run(endpoint, way, judge):
     path = "/outpost/%s/trust.bin" % sas.quote(fleet)
     log.say("trust", "asking %s port %d for a bundle" % (host, port))
     try:
-        _dated(pin, lambda: _fetched(where, path))
+        try:
+            _dated(pin, lambda: _fetched(where, path))
+        except OSError:
+            _make_room()
+            _dated(pin, lambda: _fetched(where, path))
         return judge(_FILE)
     except OSError as e:
         raise DeliveryError("there is no room for it in this device's flash (%s)" % e)
     finally:
-        _remove()
+        _remove(_FILE)
 
 
 def _fetched(where, path):
@@ -65,9 +69,19 @@ def _fetched(where, path):
         source.close()
 
 
-def _remove():
+def _make_room():
+    """What was on its way to this device goes: it can come again once there is a hub."""
     try:
-        os.remove(_FILE)
+        for name in os.listdir(agreed.STAGE_PATH):
+            if name.endswith(".bin"):
+                _remove("%s/%s" % (agreed.STAGE_PATH, name))
+    except OSError:
+        pass
+
+
+def _remove(path):
+    try:
+        os.remove(path)
     except OSError:
         pass
 

@@ -18,6 +18,7 @@ _LINES_MAX = const(480)
 CLOCK_VOUCHED = const(1)  # when the board's clock was vouched for, and SNTP asked (clock.py)
 SESSION = const(2)  # a TLS session (resumption.py)
 LAST_WORDS = const(3)  # the last lines of the console (lastwords.py)
+WEAR = const(4)  # what may still be written of files that come (staging.py)
 
 
 def _load():

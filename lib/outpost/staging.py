@@ -5,7 +5,7 @@ power cut all of it is there, or nothing), and KIND.txt with the size and the SH
 announced. Never believes what is in it, never holds more of it in RAM than 512 bytes.
 
 Who holds the hub, and no signing key, can make this device write and no more: eight times the
-longest file of a kind at once, then once more in each hour (allow).
+longest file of a kind at once, then once more in each hour, restarts or not (allow).
 """
 
 import binascii
@@ -14,13 +14,18 @@ import os
 
 from micropython import const
 
-from . import agreed, log
+from . import agreed, log, rtcmem
 from .errors import DeliveryError
 
 BEGIN_BYTES = 512  # what a beginning counts for, see allow()
+WORN = "too much was written in a short time: wait"
+_RECORD_BYTES = const(16384)  # and one that brings a record, which is written to be judged
+LEAST_BYTES = 1024  # and a piece, however short: littlefs erases a block for each
 _CHUNK = const(512)
+_SPARE_BYTES = const(16384)  # of the file system, that no delivery takes
 _BURST = const(8)  # so many times its longest file may be written of a kind at once ...
 _HOUR_MS = const(3600000)  # ... and once more in that time
+_STEPS = const(4)  # of the longest file: what is kept of it over a restart
 
 
 class Staging:
@@ -58,6 +63,9 @@ class Staging:
         # In this order: a power cut in between leaves a beginning of nothing.
         self.drop()
         try:
+            fs = os.statvfs("/")
+            if fs[0] * fs[3] < size + _SPARE_BYTES:
+                raise OSError(28)  # ENOSPC
             try:
                 os.mkdir(self._folder)
             except OSError:
@@ -82,9 +90,9 @@ class Staging:
             with open(self.path, "ab") as f:
                 f.write(memoryview(piece)[known:])
         except OSError as e:
+            self.drop()  # it cannot become whole, and nobody else has that room meanwhile
             raise _no_room(e)
-        finally:
-            self._measure()
+        self._measure()
 
     def _same(self, at, piece):
         with open(self.path, "rb") as f:
@@ -130,18 +138,48 @@ def _no_room(e):
     return err
 
 
+def begins(kind):
+    """As allow(), of a beginning that makes the device write before it is judged."""
+    return allow(kind, _RECORD_BYTES) if kind.stage else 0
+
+
 def allow(kind, count):
     """0, and `count` bytes of this kind are taken off what may be written; or seconds until they
-    may be."""
+    may be.
+
+    What is left outlives a restart, in steps and in RTC memory, or whoever can have the device
+    restart could wear its flash. It goes with the power, which nobody cuts from afar.
+    """
     now = log.uptime_ms()
-    most = kind.max_bytes * _BURST
+    step = max(1, kind.max_bytes // _STEPS)
+    most = step * _STEPS * _BURST
     if kind.left is None:
-        kind.left, kind.left_at = most, now
+        kind.left, kind.left_at = _kept().get(kind.name, _STEPS * _BURST) * step, now
     hours = (now - kind.left_at) // _HOUR_MS
     if hours:
         kind.left = min(most, kind.left + hours * kind.max_bytes)
         kind.left_at += hours * _HOUR_MS
     if kind.left < count:
         return 1 + (kind.left_at + _HOUR_MS - now) // 1000
-    kind.left -= count
+    before, kind.left = kind.left, kind.left - count
+    if before // step != kind.left // step:
+        _keep(kind.name, kind.left // step)
     return 0
+
+
+def _kept():
+    """kind -> steps that may be written, of those that were not full."""
+    found = {}
+    try:
+        words = (rtcmem.get(rtcmem.WEAR) or b"").decode().split()
+        for i in range(0, len(words), 2):
+            found[words[i]] = min(_STEPS * _BURST, max(0, int(words[i + 1])))
+    except (ValueError, IndexError):
+        pass
+    return found
+
+
+def _keep(name, steps):
+    found = _kept()
+    found[name] = steps
+    rtcmem.put(rtcmem.WEAR, " ".join(["%s %d" % item for item in found.items()]).encode())

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import base64
 import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from deliveries import KIND, MAIN, Sender, sha
@@ -216,3 +218,27 @@ def test_hub_that_writes_for_ever_is_stopped_before_the_flash_is_worn(world, dev
     assert whole * 7 < sent <= whole * 8
     # What is there already is not written, and may still be said.
     assert device.call("status")[0] == 200
+
+
+@pytest.mark.parametrize("leg", ["outpost32"], indirect=True)
+def test_two_operators_at_once_bring_a_file_once_and_never_a_mixture(world, device):
+    with ThreadPoolExecutor() as pool:
+        same = list(pool.map(device.push, (FILE, FILE)))
+        assert all(done.taken for done in same)
+        others = list(pool.map(device.push, (FILE, OTHER, b"slow" + OTHER)))
+    assert all(done.taken or "begin first" in done.why for done in others), others
+    # Once more one after the other: whatever they left behind is in nobody's way.
+    assert device.push(FILE).taken and device.push(OTHER).taken
+    right = {f"PARCEL {len(f)} {sha(f)}" for f in (FILE, OTHER, b"slow" + OTHER)}
+    assert set(parcels(world)) <= right
+
+
+@pytest.mark.parametrize("leg", ["outpost32"], indirect=True)
+def test_push_waits_for_the_handler_of_the_file_before(world, device):
+    waits = []
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(device.push, b"slow" + FILE)
+        world.board_here.wait_for("PARCEL", 30)
+        second = device.push(OTHER, pause=lambda s: (waits.append(s), time.sleep(s)))
+        assert first.result().status == 202 and second.status == 200
+    assert waits and set(waits) == {1}

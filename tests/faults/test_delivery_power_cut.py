@@ -84,7 +84,7 @@ machine.reset()
 """
 # The note of the new file first, then the old file goes: between the two it is the new one's.
 WRONG_ORDER = (
-    ("        self.drop()\n        try:\n            try:", "        try:\n            try:"),
+    ("        self.drop()\n        try:\n            fs", "        try:\n            fs"),
     (
         "        self.size, self.sha256 = size, sha256\n",
         "        if self.have:\n            os.remove(self.path)\n"

@@ -111,6 +111,25 @@ def test_server_that_closes_after_each_answer_is_asked_over_another_connection(f
     assert said == WHOLE and server.connections == 5
 
 
+def test_server_that_ends_an_idle_connection_without_a_word_is_asked_over_another(fetch):
+    def ends(talk):
+        talk.piece(DATA)
+        talk.connection.unwrap()
+
+    server, said, _ = fetch(ends)
+    assert said == WHOLE and server.connections == 5
+
+    def ends_in_the_middle(talk):
+        talk.say("HTTP/1.1 206 P") if server_said else talk.piece(DATA)
+        if server_said:
+            talk.connection.unwrap()
+        server_said.append(1)
+
+    server_said: list[int] = []
+    server, said, _ = fetch(ends_in_the_middle)
+    assert "closed the connection" in said and server.connections == 1
+
+
 def whole_at_once(talk: Conversation) -> None:
     talk.say(f"HTTP/1.1 200 OK\r\ncontent-LENGTH:  {len(DATA)} \r\n\r\n", DATA)
 

@@ -137,16 +137,28 @@ class _Push:
         call = {"kind": self.kind, "op": op, "sha256": self.sha256, **more}
         ends = time.monotonic() + self.patience_s
         while True:
+            wait_s = 1.0
             try:
-                return Delivered(*self.invoke(agreed.DELIVERY_METHOD, call))
+                answer = Delivered(*self.invoke(agreed.DELIVERY_METHOD, call))
+                wait_s = _wait_s(answer)
+                if not 0 < wait_s < ends - time.monotonic():
+                    return answer
             except OutpostError as why:
                 if not str(why).endswith(PASSING) or time.monotonic() >= ends:
                     raise
-            self.pause(1)
+            self.pause(wait_s)
 
     def _show(self, have: int) -> None:
         if self.progress:
             self.progress(have, len(self.data))
+
+
+def _wait_s(answer: Delivered) -> float:
+    """After how long the device is to be asked again, where it says so; else 0."""
+    if answer.status != 429 or not isinstance(answer.result, Mapping):
+        return 0
+    wait_s = answer.result.get("retry_s")
+    return wait_s if isinstance(wait_s, int) else 0
 
 
 def _have(answer: Delivered) -> int | None:
