@@ -12,6 +12,7 @@ import packages
 import pytest
 from boardcalls import Calls
 from identities import edit, entries
+from outpost_tools import agreed
 from updates import BOOTS, KEPT, UpdateWorld, quick
 
 LEGS_HERE = ("outpost32",)
@@ -63,7 +64,7 @@ except OSError:
 
 @pytest.mark.parametrize("trial", [1, 17])
 def test_a_trial_that_ends_over_a_full_nvs_leaves_a_device_that_starts(world, trial):
-    update = UpdateWorld(world, layout="ota")
+    update = UpdateWorld(world)
     edit(update.flash, **{"app-try": trial, "app-lives": 3, "fw-ver": 3})
     Calls(update.flash, world.leg).run(FILL.decode())
     board = update.power_on()
@@ -306,3 +307,72 @@ device.run_and_sleep(every=3, linger=0)
     assert update.push(packages.signed(packages.application(source), 2)).status == 202
     update.board.wait_for(KEPT % 2, 60)
     assert boots(update).count("a on trial") == 1
+
+
+# What it may not be kept for
+
+SHORT = b"""
+from outpost import Device, slots
+slots.APP_TRIAL_S = 8
+device = Device()
+@device.every(seconds=1)
+def beat():
+    device.send({"software": "new"})
+%s
+device.run()
+"""
+NOT_KEPT = {
+    "the hub acknowledges nothing": (
+        b"device._messages.acknowledged = lambda pid: False",
+        "it made no connection in its time",
+    ),
+    "the health check says 1": (b"device.healthy(lambda: 1)", "its health check did not pass"),
+    "the health check says no": (b"device.healthy(lambda: False)", "its health check did not"),
+    "the health check raises": (b"device.healthy(lambda: 1 // 0)", "its health check did not"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_KEPT)
+def test_software_is_not_kept_for_less_than_all_that_is_asked_of_it(world, name):
+    update = UpdateWorld(world)
+    update.power_on()
+    update.heard("image")
+    source, words = NOT_KEPT[name]
+    assert update.push(packages.signed(packages.application(SHORT % source), 2)).status == 202
+    update.board.wait_for(f"update +software version=2 in slot a: {words}", 60)
+    update.heard("image", start=len(update.hub.telemetry))
+    assert "is kept" not in update.board.text
+    assert boots(update) == ["image", "a on trial", "image"]
+
+
+def test_a_health_check_that_hangs_is_ended_by_the_watchdog(world):
+    update = UpdateWorld(world, files={"/boot.py": quick()})
+    update.power_on()
+    update.heard("image")
+    source = (
+        b"from outpost import Device, watchdog\narm = watchdog.arm\n"
+        b"watchdog.arm = lambda seconds: arm(2)\ndevice = Device()\n"
+        b"@device.healthy\ndef hangs():\n    while True:\n        pass\ndevice.run()"
+    )
+    assert update.push(packages.signed(packages.application(source), 2)).status == 202
+    update.board.wait_for("the one before it runs again", 90)
+    update.heard("image", start=len(update.hub.telemetry))
+    assert boots(update).count("a on trial") == 3
+
+
+def test_a_package_of_as_many_files_and_bytes_as_there_may_be_is_kept(world):
+    files = tuple(
+        (f"{'d' * 10}/{'e' * 10}/{'f' * 10}/{n:03}{'x' * 24}.txt", bytes([n]) * 2950)
+        for n in range(126)
+    )
+    package = packages.application(packages.main("large"), files)
+    data = packages.signed(package, 2)
+    assert len(package.files) == 128 and 380_000 < len(data) <= agreed._slots.APP_MAX_BYTES
+    update = UpdateWorld(world)
+    update.power_on()
+    update.heard("image")
+    assert update.push(data).status == 202
+    update.board.wait_for(KEPT % 2, 120)
+    update.heard("large")
+    more = packages.signed(package, 3) + bytes(agreed._slots.APP_MAX_BYTES)
+    assert "more than the 393216 that this device takes" in update.refused(more)
