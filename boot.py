@@ -90,6 +90,18 @@ def _choose():
     return current if _whole(current) else -1, trying
 
 
+def _library(slot):
+    """Where `import outpost` will find it."""
+    for path in sys.path:
+        try:
+            os.stat((path and path + "/") + "outpost")
+            return "flash" if slot < 0 or path == "/lib" else "slot"
+        except OSError:
+            if path == ".frozen":
+                break
+    return "frozen"
+
+
 def _boot():
     """Whether there is an application to run."""
     try:
@@ -103,11 +115,13 @@ def _boot():
     slot, trying = _choose()
     if slot >= 0:
         os.chdir("/app/" + "ab"[slot])
+        if "lib" in os.listdir():
+            sys.path.insert(1, os.getcwd() + "/lib")  # before that of the image
     print(
         "   0.000 boot     Outpost boots reset_cause=%d library=%s software=%s%s"
         % (
             machine.reset_cause(),
-            "flash" if sys.path[1:2] == ["/lib"] else "frozen",
+            _library(slot),
             "image" if slot < 0 else "ab"[slot],
             " on trial" if trying else "",
         )
@@ -132,7 +146,7 @@ if not _production:
     micropython.kbd_intr(3)
     del globals()["_ended"]
 _there = _boot()
-for _name in ("_number", "_whole", "_on_trial", "_choose", "_boot", "_closed"):
+for _name in ("_number", "_whole", "_on_trial", "_choose", "_library", "_boot", "_closed"):
     del globals()[_name]  # it would stay in memory beside main.py, which has the same globals
 if not _there:
     print("   0.000 boot     there is no main.py: the library alone runs")

@@ -48,6 +48,10 @@ class State:
         slot = self.get(slots.NVS_APP_CURRENT)
         return slot if slot in (0, 1) else -1
 
+    def free(self):
+        """The slot that the next package goes into."""
+        return 1 if self.slot() == 0 else 0
+
     def version(self, slot):
         return 0 if slot < 0 else max(0, self.get(slots.NVS_APP_SLOTS[slot]))
 
@@ -85,7 +89,11 @@ def may_begin(size, args):
     args  what else was said of it: "version", and "url" where this device is to fetch it
     """
     state = State()
-    if state.trial() >= 0:
+    trial = state.trial()
+    if trial in (0, 1) and state.version(trial) == args.get("version"):
+        # Its sender did not hear the answer.
+        return 202, {"state": "trial", "version": state.version(trial)}
+    if trial >= 0:
         raise UpdateError(ON_TRIAL)
     failed = 1 < state.get(slots.NVS_APP_OUTCOME) < 16
     failed = state.get(slots.NVS_APP_LAST) if failed else -1
@@ -96,7 +104,14 @@ def may_begin(size, args):
         size -= os.stat(agreed.STAGE_PATH + "/software.bin")[6]  # goes, or is a part of it
     except OSError:
         pass
-    room(size)
+    try:
+        room(size)
+    except UpdateError:
+        # What lies in the other slot is of no use any more: it goes for this one anyway.
+        from .emptied import empty
+
+        empty(slots.APP_SLOTS[state.free()])
+        room(size)
 
 
 def signers():

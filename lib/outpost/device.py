@@ -213,6 +213,7 @@ class Device:
             or self._timers.busy()
             or session.busy()
             or trust.trial
+            or (self._updates and self._updates.trial)
         )
 
     def waiting(self):

@@ -65,7 +65,10 @@ def begin(size, sha256, args, now):
     """None where the call brings a signed record of this very firmware for this chip, or the answer
     where it is not wanted; UpdateError says what is wrong."""
     state = State()
-    if state.trial() >= 0:
+    trial, version = state.trial(), state.get(slots.NVS_FIRMWARE_VERSION)
+    if trial > 1 and version == args.get("version"):
+        return 202, {"state": "trial", "version": version}  # its sender did not hear the answer
+    if trial >= 0:
         raise UpdateError(ON_TRIAL)
     failed = state.get(slots.NVS_APP_OUTCOME) > slots.KEPT + 16
     failed = state.get(slots.NVS_APP_LAST) if failed else -1

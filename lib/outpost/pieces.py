@@ -21,6 +21,12 @@ _STEP = const(512)  # characters of base64, a multiple of 4
 _QUOTE = const(34)
 _BRACE = const(125)
 
+_NONE = "this device takes no files of that kind"
+_ONE_PLACE = (
+    "this board has one place for its firmware, or knows nobody who may sign it: write it over the "
+    "cable, with 'make flash'"
+)
+
 more = False  # whether another call is to be expected soon
 
 
@@ -33,7 +39,8 @@ def answer(body, kinds):
     name = call.get("kind")
     kind = kinds.get(name) if isinstance(name, str) else None
     if kind is None:
-        return 404, {"error": "this device takes no files of that kind"}
+        # Nothing that stays in memory knows of firmware where there is one place for it.
+        return 404, {"error": _ONE_PLACE if name == "firmware" else _NONE}
     ops = {"begin": _begin, "write": _write, "commit": _commit, "status": _status, "abort": _abort}
     op = call.get("op")
     op = ops.get(op) if isinstance(op, str) else None

@@ -27,15 +27,28 @@ def current(nvs):
 
         if esp32.Partition(esp32.Partition.RUNNING).info()[1] == trial:
             return trial
-        _outcome(nvs, FIRMWARE + slots.ENDED, _number(nvs, slots.NVS_FIRMWARE_VERSION))
         log.say("update", "the new firmware did not hold: the one before it runs again")
-    elif trial != _number(nvs, slots.NVS_APP_CURRENT):
+        _over(nvs, FIRMWARE + slots.ENDED, _number(nvs, slots.NVS_FIRMWARE_VERSION))
+        return -1
+    if trial != _number(nvs, slots.NVS_APP_CURRENT):
         # boot.py runs another one where it could not count this start.
         import os
 
         return trial if os.getcwd() == slots.APP_SLOTS[trial & 1] else -1
-    _erase(nvs, slots.NVS_APP_TRIAL)
+    _over(nvs)
     return -1
+
+
+def _over(nvs, *outcome):
+    """The trial is over. An NVS that takes nothing is no reason not to start."""
+    try:
+        try:
+            if outcome:
+                _outcome(nvs, *outcome)
+        finally:
+            _erase(nvs, slots.NVS_APP_TRIAL)
+    except OSError as e:
+        log.say("update", "the end of the trial cannot be noted (%s)" % e)
 
 
 class Trial:
@@ -45,7 +58,7 @@ class Trial:
         self._device = device
         self._nvs = nvs
         self._trial = trial
-        self._asked = 0  # uptime at which the health check was asked last
+        self._asked = None  # uptime at which step() last did more than look
         self._said = None
         self._sent = False
         resumption.forget()  # a resumed session proves little: the handshake is to be a whole one
@@ -63,25 +76,30 @@ class Trial:
         """Whether the trial is over: the software is kept. Where it has failed, does not return."""
         device = self._device
         now = log.uptime_ms()
-        if device.online and device.acked:
-            if self._healthy(now):
+        if device.online and (self._asked is None or now - self._asked >= _ASK_MS):
+            self._asked = now
+            if not device.acked:
+                self._say()
+            elif self._healthy():
                 return self._keep()
-        elif device.online and not self._sent:
-            # Software that has nothing to say yet: an acknowledged message is what is asked for.
-            self._sent = True
-            if not device.waiting():
-                device.send({"outpost": {"trial": self._trial}}, durable=False)
         if now >= slots.APP_TRIAL_S * 1000:
             self._fail(slots.NOT_HEALTHY if device.acked else slots.NO_CONNECTION)
         return False
 
-    def _healthy(self, now):
+    def _say(self):
+        """For software that has nothing to say yet: an acknowledged message is asked for."""
+        if self._sent or self._device.waiting():
+            return
+        try:
+            self._device.send({"outpost": {"trial": self._trial}}, durable=False)
+            self._sent = True
+        except (OutpostError, MemoryError) as e:
+            log.say("update", "the trial's message was not taken: %s" % e)
+
+    def _healthy(self):
         check = self._device.health
         if check is None:
             return True
-        if self._asked and now - self._asked < _ASK_MS:
-            return False
-        self._asked = now
         try:
             answer = check()
             if answer is True:

@@ -14,10 +14,10 @@ from micropython import const
 
 from . import agreed, bundle, log, package, slots, watchdog
 from .appstate import OLDER, ON_TRIAL, State, room, signers
+from .emptied import empty
 from .errors import OutpostError, UpdateError, number
 
 _BUFFER = const(512)
-_FOLDER = const(0x4000)
 
 
 def taken(path, now):
@@ -50,21 +50,21 @@ def install(path, body_at, body_size, version):
     state = State()
     if state.trial() >= 0:
         raise UpdateError(ON_TRIAL)
-    slot = 1 if state.slot() == 0 else 0
+    slot = state.free()
     top = slots.APP_SLOTS[slot]
     with open(path, "rb") as f:
         reader = package.Reader(f, body_at, body_size)
         reader.check()
         # What lies in the slot from before makes room: it is older than what runs, or was on trial.
-        _clear(top)
+        empty(top)
         room(reader.needs)
         try:
             _unpack(reader, top)
         except OSError as e:
-            _clear(top)
+            empty(top)
             raise UpdateError("the slot cannot be written (%s): is the flash full?" % e)
         except BaseException:
-            _clear(top)
+            empty(top)
             raise
     state.set(slots.NVS_APP_SLOTS[slot], version)
     state.set(slots.NVS_APP_COUNT, max(0, state.get(slots.NVS_APP_COUNT)) + 1)
@@ -127,40 +127,6 @@ def _make(path):
             raise
 
 
-def _clear(top):
-    """Remove a folder and all in it, one entry at a time: no list of it is held."""
-    while True:
-        path = top
-        while True:
-            entry = _first(path)
-            if entry is None:
-                break
-            path = path + "/" + entry[0]
-            if entry[1] != _FOLDER:
-                break
-        try:
-            if entry is None:
-                os.rmdir(path)
-            else:
-                os.remove(path)
-        except OSError as e:
-            if path == top and number(e) in (2, 44):  # there is none
-                return
-            raise UpdateError("the slot %s cannot be emptied (%s)" % (top, e), True)
-        if path == top:
-            return
-
-
-def _first(path):
-    """(name, kind) of the first entry of a folder, or None."""
-    try:
-        for entry in os.ilistdir(path):
-            return entry[0], entry[1]
-    except OSError:
-        pass
-    return None
-
-
 def late(path):
     """Install what could not be judged while there was a connection, for want of memory. Whether
     it is on trial now; what was refused is noted, to be reported."""
@@ -170,8 +136,8 @@ def late(path):
         floor = state.get(agreed.NVS_TIME_FLOOR)
         now = floor + agreed.UNIX_2000 if floor >= 0 else None
         return taken(path, now)[0] == 202
-    except OutpostError as e:
-        log.say("update", "refused: %s" % e)
+    except (OutpostError, MemoryError) as e:
+        log.say("update", "refused: %s" % (str(e) or "there is no memory to judge it"))
         try:
             with open(path, "rb") as f:
                 state.set(slots.NVS_APP_LAST, bundle.head(f).version)

@@ -22,17 +22,30 @@ _KIND = "software"
 _MAX_BYTES = const(393216)
 _TRIAL = "app-try"
 _LATE = agreed.STAGE_PATH + "/software.late"
-_LOADED = ("update", "package", "bundle", "x509", "firmware", "appfacts", "appstate", "slots")
+_LOADED = (
+    "update",
+    "package",
+    "bundle",
+    "x509",
+    "firmware",
+    "appfacts",
+    "appstate",
+    "emptied",
+    "slots",
+)
 
 
 class Updates:
-    """Made where somebody may sign software for this board (trust.changeable)."""
+    """Made where somebody may sign software for this board (trust.changeable).
+
+    trial  the trial.Trial of this start, while it lasts, or None
+    """
 
     def __init__(self, device, way):
         self._device = device
         self._way = way
         _late()
-        self._trial = _trial(device)
+        self.trial = _trial(device)
         self._stage = None  # of a firmware that is coming
         self._session = self._report_ms = self._told = None
         self._told_ms = 0
@@ -84,9 +97,9 @@ class Updates:
 
     def step(self):
         """At the end of each slice, whatever became of it."""
-        if self._trial:
-            if self._trial.step():
-                self._trial = None
+        if self.trial:
+            if self.trial.step():
+                self.trial = None
                 _rest("trial", "slots")
                 self._report_ms = log.uptime_ms()
         elif self._device.online:
@@ -111,7 +124,12 @@ def _late():
         os.stat(_LATE)
     except OSError:
         return
-    installed = _do("update", "late", _LATE)
+    installed = False
+    try:
+        installed = _do("update", "late", _LATE)
+    except (OutpostError, MemoryError, OSError) as e:
+        # Given up: tried at each start, it would be what keeps this device from starting.
+        log.say("update", "refused: it cannot be judged after a restart either (%s)" % type(e))
     os.remove(_LATE)
     if installed:
         _restart()

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import random
 import re
 
 import bundles
 import packages
 import pytest
-from outpost_tools.board import EXIT_POWER_CUT
+from outpost_tools.board import EXIT_POWER_CUT, EXIT_RESET
 from outpost_tools.firmwarerecord import FirmwareRecord
 from outpost_tools.partitions import PartitionTable
 from updates import UpdateWorld
 
 LEGS_HERE = ("outpost32",)
+MODES = ("clean", "torn", "odd")
 KEPT = r"update +firmware version=%d works: it is kept"
 
 
@@ -124,28 +126,66 @@ def test_a_board_with_one_place_for_firmware_takes_none(world):
     update.heard("image")
     data = image()
     answer = update.push(data, kind="firmware", **signed(data, 2))
-    assert answer.status == 404
+    assert answer.status == 404 and "with 'make flash'" in answer.why
 
 
-@pytest.mark.parametrize("leg", ["outpost32"], indirect=True)
-def test_power_cuts_in_a_firmware_update_leave_a_board_that_connects(device):
-    device.board.stop()
-    before = device.flash.read_bytes()
-    data = image(9000)
-    choose = random.Random("firmware")
-    went = 0
-    for cut in sorted(choose.sample(range(4, 90), 4)):
-        device.flash.write_bytes(before)
-        board = device.power_on(cut=f"{cut}:{choose.choice(('clean', 'torn', 'odd'))}")
+class Cuts:
+    """A board in a phase of a firmware update: "write", nothing of it has come; "trial", all of it
+    is there, named to the bootloader, and its first start is the next."""
+
+    def __init__(self, update: UpdateWorld, phase: str) -> None:
+        self.update, self.phase = update, phase
+        self.data = image(9000)
+        if phase == "trial":
+            update.power_on(restarts=False).wait_for("hub +connected", 60)
+            assert self._push().status == 202
+            assert update.board.wait_exit(30) == EXIT_RESET
+        update.board.stop()
+        self.before = update.flash.read_bytes()
+
+    def _push(self, patience_s: float = 60):
+        return self.update.push(self.data, patience_s, "firmware", **signed(self.data, 2))
+
+    def went(self, cut: str) -> bool:
+        """Whether the power went there. Afterwards the board connects, and ends with it kept."""
+        update = self.update
+        update.flash.write_bytes(self.before)
+        board = update.power_on(cut=cut)
         try:
-            device.push(data, 20, "firmware", **signed(data, 2))
+            if self.phase == "write":
+                board.wait_for("hub +connected", 60)
+                self._push(20)
             board.wait_for(KEPT % 2, 20)
+            return False
         except Exception:
             assert board.wait_exit(20) == EXIT_POWER_CUT, board.text
-            went += 1
-        board = device.power_on()
-        board.wait_for("hub +connected", 60)
+        board = update.power_on()
+        board.wait_for("acked id=", 60)
         if not re.search(KEPT % 2, board.text):
-            device.push(data, 60, "firmware", **signed(data, 2))
-            device.power_on().wait_for("hub +connected", 60)
+            assert self._push().taken
+            board.wait_for(KEPT % 2, 60)
+        assert part(update, "ota_1").startswith(self.data)
+        return True
+
+
+@pytest.mark.parametrize("phase", ["write", "trial"])
+def test_power_cuts_in_a_firmware_update_leave_a_board_that_connects_and_takes_it(device, phase):
+    cuts = Cuts(device, phase)
+    choose = random.Random(f"firmware {phase}")
+    went = 0
+    for cut in sorted(choose.sample(range(4, 60) if phase == "write" else range(1, 12), 3)):
+        went += cuts.went(f"{cut}:{choose.choice(MODES)}")
     assert went
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("phase", ["write", "trial"])
+def test_power_cut_at_every_operation_of_a_firmware_update(device, phase, mode):
+    cuts = Cuts(device, phase)
+    for cut in itertools.count(1):
+        if not cuts.went(f"{cut}:{mode}"):
+            break
+    print(f"{phase} {mode}: the power went at each of {cut - 1} operations")
+    assert 8 < cut < 200

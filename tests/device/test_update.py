@@ -10,7 +10,7 @@ import bundles
 import packages
 import pytest
 from outpost_tools import agreed
-from updates import BOOTS, KEPT, UpdateWorld
+from updates import BOOTS, KEPT, UpdateWorld, quick
 
 
 @pytest.fixture
@@ -144,7 +144,6 @@ def test_a_flash_without_room_is_said_before_and_nothing_is_lost(world):
 
 # New software that does not work
 
-QUICK = b"timeout=2000"  # instead of five minutes, for what only the watchdog ends
 SLOWLY = ("never calls run", "hangs in a handler")  # where the library has its own patience
 ALWAYS = ("raises at import", "fills the memory", "deletes its files", "hangs in a handler")
 BAD = {
@@ -163,15 +162,6 @@ BAD = {
         b"    while True:\n        pass\nd.run()"
     ),
 }
-
-
-def quick() -> bytes:
-    """boot.py with less patience."""
-    from legs import REPO
-
-    source = (REPO / "boot.py").read_bytes()
-    assert source.count(b"timeout=300000") == 2
-    return source.replace(b"timeout=300000", QUICK)
 
 
 @pytest.mark.parametrize("leg", ["outpost32"], indirect=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import packages
 import pytest
+from identities import entries
 from littlefs import LittleFS, UserContext
 from outpost_tools import agreed
 from outpost_tools.board import EXIT_POWER_CUT, EXIT_RESET
@@ -18,8 +19,9 @@ from outpost_tools.partitions import PartitionTable
 from updates import BOOTS, KEPT, UpdateWorld
 
 MODES = ("clean", "torn", "odd")
-PHASES = ("install", "trial")
-SAMPLE = 3
+PHASES = ("install", "trial", "back")
+SAMPLE = {"install": range(1, 30), "trial": range(1, 12), "back": range(1, 9)}
+SAMPLES = 3
 # More than any phase needs: the last cuts find the board alive.
 OPERATIONS = 120
 
@@ -32,6 +34,8 @@ def once():
 device.run()
 """
 
+RESTARTS = b"import machine\nmachine.reset()"
+
 pytestmark = pytest.mark.parametrize("leg", ["outpost32"], indirect=True)
 
 
@@ -40,12 +44,16 @@ def says(name: bytes) -> bytes:
 
 
 class Bench:
-    """A board on whose flash all of a package is staged, and for "trial" unpacked too."""
+    """A board on whose flash all of a package is staged, for "trial" unpacked too, and for "back"
+    has had its three starts in vain."""
 
     def __init__(self, world, phase: str) -> None:
         self.update = UpdateWorld(world, files={"/main.py": says(b"old")})
         self.data = packages.signed(
-            packages.application(says(b"new"), (("parts/a.py", b"x = 1"), ("b.txt", bytes(5000)))),
+            packages.application(
+                RESTARTS if phase == "back" else says(b"new"),
+                (("parts/a.py", b"x = 1"), ("b.txt", bytes(5000))),
+            ),
             2,
         )
         self.phase = phase
@@ -59,9 +67,11 @@ class Bench:
         for at in range(0, len(self.data), 2048):
             status, said = device.write(self.data, at, **self.about)
             assert status == 200, said
-        if phase == "trial":
+        if phase != "install":
             assert device.call("commit", **self.about)[0] == 202
             assert update.board.wait_exit(30) == EXIT_RESET
+        for _ in range(3 if phase == "back" else 0):
+            assert update.power_on(restarts=False).wait_exit(30) == EXIT_RESET
         update.board.stop()
         self.before = update.flash.read_bytes()
 
@@ -70,6 +80,8 @@ class Bench:
         update = self.update
         update.flash.write_bytes(self.before)
         board = update.power_on(cut=cut)
+        if self.phase == "back":
+            return self._back()
         if self.phase == "install":
             self._commit()
         went = self._kept_or_cut(board)
@@ -91,6 +103,21 @@ class Bench:
         board.stop()
         assert files_below(update.flash, "/stage") == []
         assert len(files_below(update.flash, "/app/a")) == 4
+        return went
+
+    def _back(self) -> bool:
+        """boot.py ends the trial: whenever the power goes, the old software runs, and says why."""
+        update, went = self.update, False
+        try:
+            update.board.wait_for("acked id=", 60)
+        except Exception:
+            assert update.board.exit_code == EXIT_POWER_CUT, update.board.text
+            went = True
+            update.power_on().wait_for("acked id=", 60)
+        assert re.findall(BOOTS, update.board.text) == ["image"]
+        update.board.stop()
+        names = ("app-cur", "app-try", "app-last", "app-out")
+        assert list(entries(update.flash, *names).values()) == [None, None, 2, agreed._slots.ENDED]
         return went
 
     def _commit(self) -> None:
@@ -141,7 +168,7 @@ def test_power_cut_in_an_update_leaves_a_device_that_connects_and_takes_it(world
     assert not bench.run(None)
     choose = random.Random(f"{phase} update")
     went = 0
-    for cut in sorted(choose.sample(range(1, 30 if phase == "install" else 12), SAMPLE)):
+    for cut in sorted(choose.sample(SAMPLE[phase], SAMPLES)):
         went += bench.run(f"{cut}:{choose.choice(MODES)}")
     assert went
 
@@ -155,4 +182,5 @@ def test_power_cut_at_every_operation_of_an_update(world, phase, mode):
     for cut in itertools.count(1):
         if not bench.run(f"{cut}:{mode}"):
             break
+    print(f"{phase} {mode}: the power went at each of {cut - 1} operations")
     assert 8 < cut < OPERATIONS

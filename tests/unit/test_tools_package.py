@@ -73,6 +73,11 @@ MISTAKES = {
     "boot.py": ({"main_py": b"1", "boot_py": b"1"}, "boot.py stays the image's own"),
     "a name with a space": ({"main_py": b"1", "a b_py": b"1"}, "cannot be in a package"),
     "too deep": ({"main_py": b"1", "a__b__c__d__e_py": b"1"}, "cannot be in a package"),
+    "half a library": ({"main_py": b"1", "outpost__mqtt_py": b"1"}, "brings outpost/ in part"),
+    "half a library in lib": (
+        {"main_py": b"1", "lib__outpost__mqtt_py": b"1"},
+        "brings lib/outpost/ in part",
+    ),
     "our own name": ({"main_py": b"1", "_main_py": b"1"}, "the package's own name"),
 }
 
@@ -143,6 +148,9 @@ def test_a_package_that_no_device_takes_is_not_made(tmp_path):
     for version in (0, 2**31):
         with pytest.raises(OutpostError, match="A version is a number"):
             Software.around(packages.application(), "harbour", version)
+    for days in (0, -1, 36501, 1e12, float("nan"), float("inf")):
+        with pytest.raises(OutpostError, match="may be installed for"):
+            Software.around(packages.application(), "harbour", 1, days)
 
 
 def test_boot_py_means_the_entries_that_the_library_means():

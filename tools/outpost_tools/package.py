@@ -10,6 +10,7 @@ import re
 import struct
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,10 +160,21 @@ def build(folder: Path, label: str = "", arch: str = "bytecode") -> Package:
         if target in files:
             raise OutpostError(f"{folder} holds both {path} and {target}: leave one out.")
         files[target] = compiled(source, path, arch)
+    _check_library(folder, files)
     version, flags = mpy_of(files)
     package = Package(label, version, flags, files)
     package.check()
     return package
+
+
+def _check_library(folder: Path, files: Mapping[str, bytes]) -> None:
+    """A package's own outpost/ goes before the board's, all of it or nothing."""
+    for top in ("outpost/", "lib/outpost/"):
+        if any(p.startswith(top) for p in files) and f"{top}__init__.mpy" not in files:
+            raise OutpostError(
+                f"{folder} brings {top} in part, which would stand before the whole one of the "
+                "board: put all of the library there, or call your folder otherwise."
+            )
 
 
 def _asks_its_name(source: bytes, path: str) -> bool:

@@ -17,6 +17,7 @@ from outpost_tools.package import Package
 from outpost_tools.signing import Signers
 
 DAYS = 90
+DAYS_MAX = 36500
 ROLE = "software"
 
 
@@ -49,6 +50,8 @@ class Software:
         """Unsigned. `days`: so long may it be installed; what is installed never expires."""
         if not 1 <= version <= agreed.APP_VERSION_MAX:
             raise OutpostError(f"A version is a number from 1 to {agreed.APP_VERSION_MAX}.")
+        if not 0 < days <= DAYS_MAX:
+            raise OutpostError(f"A package may be installed for up to {DAYS_MAX} days, not {days}.")
         issued = int(time.time()) if now is None else now
         made = Envelope.around(
             package.encode(),

@@ -35,7 +35,7 @@ def app_push(
     trust: TrustOption = None,
     patience: Annotated[
         str, typer.Option(metavar="TIME", help="To wait for what the device makes of it.")
-    ] = "15m",
+    ] = "40m",
     connection: ConnectionOption = None,
     data: DataOption = None,
     as_json: JsonOption = False,
@@ -61,8 +61,8 @@ def app_push(
         state, why = ledger.state(device_id), ledger.why(device_id)
     version = cargo.what["version"]
     words = {
-        AWAY: f"{device_id} was not sent it: {why}.",
-        FAILED: f"{device_id} does not run version {version}: {why}.",
+        AWAY: f"{device_id} was not sent it: {why.rstrip('.')}.",
+        FAILED: f"{device_id} does not run version {version}: {why.rstrip('.')}.",
     }
     said = words.get(state, f"{device_id} runs version {version}{why and ': ' + why}.")
     answer(as_json, {"device": device_id, "version": version, "state": state, "why": why}, said)
@@ -182,6 +182,9 @@ def app_status(
         )
     if as_json:
         print_json(rows)
+        return
+    if not rows:
+        typer.echo(f"Every device runs version {version}." if twins else "The hub has no device.")
         return
     table = Table("device", "", "version", "from", "firmware", "last trial")
     for row in rows:
