@@ -6,10 +6,14 @@ MicroPython's raw prompt. esptool and mpremote are as PyPI has them.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
+import re
+import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,14 +22,16 @@ import espimages
 import pytest
 from legs import REPO
 from outpost_tools import explain as explaining
-from outpost_tools import roots
+from outpost_tools import loader, roots
 from outpost_tools.cli import app as outpost
+from outpost_tools.errors import OutpostError
 from outpost_tools.firmwareimage import read_firmware
 from outpost_tools.image import build_image
 from outpost_tools.mpyfile import emitted
 from outpost_tools.nvsimage import Identity, new_keys
 from outpost_tools.partitions import PartitionTable
 from outpost_tools.serialport import SerialPort, served
+from outpost_tools.serialport.chips import CHIPS, Chip
 from outpost_tools.serialport.machine import Cut
 from outpost_tools.serialport.norflash import blank
 from serial import rfc2217
@@ -281,6 +287,91 @@ def test_what_is_no_image_never_reaches_the_port(tmp_path):
     file.write_bytes(b"\xff" * 1000)
     call("/dev/nowhere", "flash", file, fails="1000 bytes")
     call("/dev/nowhere", "flash", tmp_path / "none.bin", fails="There is no")
+
+
+@dataclasses.dataclass(frozen=True)
+class Locked(Chip):
+    """A chip of the others, whose ROM says of itself what an ESP32 shows in its eFuses."""
+
+    told: bytes = bytes(12)
+
+    def security_info(self) -> bytes:
+        return self.told + super().security_info()[12:]
+
+
+ENCRYPTED, SECURE_BOOT = b"\0\0\0\0\1" + bytes(7), b"\1" + bytes(11)
+
+
+@pytest.mark.parametrize(
+    ("word", "fuses"),
+    [
+        ("esp32", {0x00: 1 << 20}),
+        ("esp32", {0x18: 1 << 5}),
+        ("esp32s3", ENCRYPTED),
+        ("esp32c3", SECURE_BOOT),
+    ],
+)
+def test_a_board_that_is_locked_to_encrypted_or_signed_flash_is_refused(
+    word, fuses, board, tmp_path, monkeypatch
+):
+    plain = CHIPS[word]
+    if isinstance(fuses, dict):
+        locked = dataclasses.replace(plain, fixed=plain.fixed | fuses)
+    else:
+        told = {f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)}
+        locked = Locked(**told, told=fuses)
+    monkeypatch.setitem(CHIPS, word, locked)
+    refused(board, small_image(tmp_path), "encryption or secure boot", "--erase", chip=word)
+    with served(board, "outpost32", chip=word) as port:
+        call(port, "erase", "--yes", fails="encryption or secure boot")
+
+
+def test_a_board_that_is_refused_runs_again(board, tmp_path):
+    with served(board, "outpost32") as port:
+        flash(port, small_image(tmp_path))
+        flash(port, small_image(tmp_path, "pump-8", "second.bin"), fails="The board is pump-7")
+        assert port.machine.mode == "run"
+
+
+def test_what_is_written_is_written_in_the_order_that_is_given(board):
+    """On which it stands that half of an NVS is never taken for a whole one."""
+    with served(board, "outpost32", cut=Cut(25, "clean")) as port:
+        with pytest.raises(OutpostError, match="connection to the board was lost"):
+            with loader.opened(port.url, stub=False) as chip:
+                chip.write([(0x11000, b"a" * 4096), (0x10000, b"b" * 4096)])
+    written = board.read_bytes()[0x10000:0x12000]
+    assert written[4096:] == b"a" * 4096 and written[:4096] != b"b" * 4096
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("operations", [0, 40])
+def test_a_flash_that_is_stopped_says_how_the_board_is_left(sent, operations, board, tmp_path):
+    image = small_image(tmp_path)
+    with served(board, "outpost32") as port:
+        words = [str(Path(sys.executable).parent / "outpost"), "flash", str(image)]
+        going = subprocess.Popen(
+            [*words, "--wait", "0", "--port", port.url], stderr=subprocess.PIPE, text=True
+        )
+        ends = time.monotonic() + 60
+        while port.machine.operations < operations or port.machine.mode != "download":
+            assert time.monotonic() < ends and going.poll() is None
+            time.sleep(0.005)
+        going.send_signal(sent)
+        said = going.communicate(timeout=30)[1]
+        assert going.returncode == 1 and "Traceback" not in said
+        if operations:
+            assert "while the board was being written: run the same command again" in said
+        else:
+            assert "nothing was written" in said or "before anything was written" in said
+            assert port.machine.operations == 0
+        # esptool has gone with it: the port is free, and nothing more is written.
+        flash(port, image)
+    assert board.read_bytes() == image.read_bytes()
+
+
+def test_no_code_of_esptool_is_loaded_it_is_run_as_a_program():
+    source = "\n".join(path.read_text() for path in (REPO / "tools").rglob("*.py"))
+    assert not re.findall(r"^\s*(?:import|from) esptool\b.*", source, re.M)
 
 
 # ---------------------------------------------------------------- the cable is pulled
