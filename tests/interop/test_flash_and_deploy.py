@@ -419,7 +419,10 @@ def test_the_next_flash_mends_what_a_power_cut_left(operation, board, tmp_path):
 # ---------------------------------------------------------------- deploy
 
 
-MAIN = b"print('main runs')\nopen('/starts', 'a').write('x')\n"
+MAIN = b"""print('main runs')
+with open('/starts', 'a') as starts:
+    starts.write('x')
+"""
 
 
 @pytest.fixture
@@ -468,9 +471,10 @@ def test_only_changed_files_are_deployed_each_whole(running, board, tmp_path):
     "name", ["trust/factory.bin", "trust/a.bin", "config.json", "stage/x.bin", "app/a/main.py"]
 )
 def test_the_boards_own_files_are_not_deployed(name, running, board, tmp_path):
-    before = files_on(board)
+    started(board, 1)
+    before = board.read_bytes()
     call(running, "deploy", app_with(tmp_path, {name: b"x"}), fails="is the board's own")
-    assert files_on(board) == before
+    assert board.read_bytes() == before
 
 
 def test_compiled_python_of_another_version_is_not_deployed(running, board, tmp_path):

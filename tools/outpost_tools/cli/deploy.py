@@ -51,6 +51,7 @@ def deploy_command(
 
     name = find_port(port)
     files = software(library.value, folder)
+    deploying.refuse_kept(files)
     try:
         done = deploying.deploy(
             deploying.Mpremote(name),
