@@ -25,6 +25,7 @@ from outpost_tools.partitions import (
 MAGIC = 0xE9
 APP_MAGIC = b"\x32\x54\xcd\xab"
 APP_DESCRIPTION_AT = 32  # behind the header and the first segment's
+FROZEN = b"\0outpost/device.py\0"
 FILE_MAX_BYTES = 16 << 20
 
 
@@ -64,6 +65,11 @@ class Firmware:
     project: str = ""
     version: str = ""
     idf: str = ""
+
+    @property
+    def has_library(self) -> bool:
+        """Whether lib/outpost is frozen into it: MicroPython keeps the names of such files."""
+        return FROZEN in self.app
 
     @property
     def title(self) -> str:

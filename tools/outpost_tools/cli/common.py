@@ -17,7 +17,6 @@ from typer.core import TyperGroup
 
 from outpost_tools.errors import OutpostError
 
-
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
