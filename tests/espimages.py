@@ -52,10 +52,14 @@ def _image(word: str, first: bytes, more: bytes) -> bytes:
 
 
 def application(
-    word: str = "esp32", version: str = "v1.26.1", size: int = 20_000, project: str = "micropython"
+    word: str = "esp32",
+    version: str = "v1.26.1",
+    size: int = 20_000,
+    project: str = "micropython",
+    more: bytes = b"",
 ) -> bytes:
     told = AppDescription(project, version, "v5.4.2", 0, bytes(32), "12:00:00", "Sep 11 2025")
-    return _image(word, told.to_bytes() + bytes(256), bytes(n % 251 for n in range(size)))
+    return _image(word, told.to_bytes() + bytes(256), bytes(n % 251 for n in range(size)) + more)
 
 
 def bootloader(word: str = "esp32", size: int = 6000) -> bytes:

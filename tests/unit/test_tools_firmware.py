@@ -6,17 +6,22 @@ downloaded where this runs.
 
 import subprocess
 import sys
+from pathlib import Path
 
 import espimages
 import pytest
 from esp_idf_defs.otadata import OtaDataSelectEntry
 from outpost_tools import roots
+from outpost_tools.cli import app as outpost
 from outpost_tools.errors import OutpostError
-from outpost_tools.firmwareimage import CHIPS, read_firmware
+from outpost_tools.explain import explain
+from outpost_tools.firmwareimage import CHIPS, FROZEN, read_firmware
 from outpost_tools.image import build_image
 from outpost_tools.mpyfile import check_mpy, emitted
 from outpost_tools.nvsimage import Identity
 from outpost_tools.partitions import PartitionTable
+from outpost_tools.paths import binary
+from typer.testing import CliRunner
 
 BUILD_TIME = 1_800_000_000
 
@@ -185,3 +190,36 @@ def test_production_is_an_entry_of_the_nvs_and_nothing_else():
     nvs = PartitionTable.from_binary(plain[0x8000:0x8C00])["nvs"]
     assert plain[: nvs.offset] == closed[: nvs.offset] and plain[nvs.end :] == closed[nvs.end :]
     assert plain != closed
+
+
+def image_of(tmp_path, firmware: Path, *words: str):
+    out = tmp_path / "made.bin"
+    done = CliRunner().invoke(
+        outpost,
+        ["image", "pump-7", "--born", "--data", str(tmp_path / "data"), "-o", str(out)]
+        + ["--firmware", str(firmware), *words],
+    )
+    return done, out
+
+
+def test_an_image_with_a_release_of_micropython_has_the_library_in_its_file_system(tmp_path):
+    """A release has none in it: the board would find no lib/outpost, and never connect."""
+    done, out = image_of(tmp_path, espimages.release(tmp_path))
+    assert done.exit_code == 0, done.output
+    assert "lib/outpost goes into the file system" in done.output
+    assert "/lib/outpost/device.mpy" in str(explain(out).raw())
+    done, _ = image_of(tmp_path, espimages.release(tmp_path), "--library", "frozen")
+    assert done.exit_code == 1 and "take --library flash" in done.output
+
+
+def test_an_image_with_our_own_firmware_uses_the_library_in_it(tmp_path):
+    own = tmp_path / "micropython.bin"
+    own.write_bytes(espimages.application(more=FROZEN))
+    done, out = image_of(tmp_path, own)
+    assert done.exit_code == 0, done.output
+    assert "/lib/outpost" not in str(explain(out).raw())
+
+
+@pytest.mark.parametrize(("name", "frozen"), [("outpost32", True), ("stock32", False)])
+def test_the_frozen_library_is_found_in_what_micropython_really_builds(name, frozen):
+    assert (FROZEN in binary(name).read_bytes()) is frozen

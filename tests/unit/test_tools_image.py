@@ -199,9 +199,34 @@ def test_an_application_takes_the_place_of_main_and_brings_its_files(device, tru
     (tmp_path / "drivers" / "pump.py").write_text("SPEED = 3\n")
     files = files_of(build_image(device, trust, build_time_s=BUILD_TIME, app=tmp_path))
     assert files["/main.py"] == b"print('mine')\n"
-    assert files["/drivers/pump.py"] == b"SPEED = 3\n"
+    # A module goes compiled, and without this machine's paths; MicroPython looks for main.py.
+    assert files["/drivers/pump.mpy"][:1] == b"M" and "/drivers/pump.py" not in files
+    assert str(tmp_path).encode() not in files["/drivers/pump.mpy"]
     assert files["/boot.py"] == (tree() / "boot.py").read_bytes()
     assert not [path for path in files if "pycache" in path]
+
+
+def test_a_module_that_is_no_python_is_refused_by_name_before_it_is_on_a_board(tmp_path):
+    (tmp_path / "pump.py").write_text("SPEED = = 3\n")
+    with pytest.raises(OutpostError, match=r"pump\.py does not compile"):
+        image.compiled_application(tmp_path)
+
+
+def test_a_module_and_its_compiled_form_are_not_both_taken(tmp_path):
+    (tmp_path / "pump.py").write_text("SPEED = 3\n")
+    (tmp_path / "pump.mpy").write_bytes(image.compiled(tmp_path / "pump.py", "pump.py"))
+    with pytest.raises(OutpostError, match="leave one out"):
+        image.compiled_application(tmp_path)
+
+
+def test_the_same_inputs_in_two_folders_give_the_same_image(device, trust, tmp_path):
+    made = []
+    for name in ("one", "another/deep"):
+        app = tmp_path / name
+        (app / "drivers").mkdir(parents=True)
+        (app / "drivers" / "pump.py").write_text("def f():\n    raise ValueError\n")
+        made.append(build_image(device, trust, build_time_s=BUILD_TIME, app=app, library="flash"))
+    assert made[0] == made[1]
 
 
 def hostile_link(folder: Path) -> None:

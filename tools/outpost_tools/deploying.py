@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from outpost_tools.ports import is_network
 # What a deployment never writes, whatever the folder holds.
 KEPT = ("/trust/", "/stage/", "/app/", agreed.CONFIG_PATH)
 STAGING = "/deploy.new"
+LIBRARY = ("/lib/outpost", "/lib/umqtt")
+LIST_FILES = 200
 ASK_FILES = 40  # in one question: the board holds the list while it answers
 PATIENCE_S = 120
 
@@ -87,6 +90,37 @@ import os
 for n, p in enumerate(%r, %d):
     os.rename('%s/%%d' %% n, p)
 """
+_REMOVE = """
+import os
+for p in %r:
+    os.remove(p)
+    while '/' in p[1:]:
+        p = p[:p.rindex('/')]
+        try:
+            os.rmdir(p)
+        except OSError:
+            break
+"""
+_LIST = """
+import os, json
+def w(d, o):
+    for e in os.ilistdir(d or '/'):
+        p = d + '/' + e[0]
+        if p in %r:
+            continue
+        if e[1] & 0x4000:
+            w(p, o)
+        elif len(o) < %d:
+            o.append(p)
+    return o
+print(json.dumps(w('', [])))
+"""
+_TIDY = """
+import os
+for n in os.listdir('%s'):
+    os.remove('%s/' + n)
+os.rmdir('%s')
+"""
 _FOLDERS = """
 import os
 def d(p):
@@ -122,6 +156,8 @@ class Deployed:
     sent: list[str] = field(default_factory=list)
     same: int = 0
     left_slot: bool = False  # it ran an update, and runs its own files again
+    removed: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)  # on the board, and not in the folder
     bytes: int = 0
 
 
@@ -192,8 +228,19 @@ def about(tool: Mpremote) -> Board:
     return Board(int(answer[0]), answer[1], int(answer[2]))
 
 
-def deploy(tool: Mpremote, files: Mapping[str, bytes], device_id: str | None = None) -> Deployed:
-    """Bring the files, by their absolute path, to the board; the caller restarts it."""
+def deploy(
+    tool: Mpremote,
+    files: Mapping[str, bytes],
+    device_id: str | None = None,
+    *,
+    prune: bool = False,
+    library: bool = False,
+) -> Deployed:
+    """Bring the files, by their absolute path, to the board; the caller restarts it.
+
+    prune    what is on the board and not among the files goes
+    library  lib/outpost is among the files; else it is no business of theirs
+    """
     refuse_kept(files)
     board = about(tool)
     if device_id is not None and board.device_id != device_id:
@@ -204,13 +251,25 @@ def deploy(tool: Mpremote, files: Mapping[str, bytes], device_id: str | None = N
         if path.endswith(".mpy"):
             check_mpy(content, path, takes=board.version)
     done = Deployed(board.device_id)
+    others = _others(tool, files, library)
     changed = _changed(tool, files)
     done.same = len(files) - len(changed)
+    if changed:
+        _send(tool, files, changed)
+    # MicroPython takes a module's source before the compiled one of the same name.
+    done.removed = [path for path in others if prune or _shadows(path, files)]
+    done.left = [path for path in others if path not in done.removed]
+    for first in range(0, len(done.removed), ASK_FILES):
+        tool.run("exec", _REMOVE % (done.removed[first : first + ASK_FILES],))
     if board.slot >= 0:
         tool.run("exec", _OWN_AGAIN)
         done.left_slot = True
-    if not changed:
-        return done
+    done.sent = changed
+    done.bytes = sum(len(files[path]) for path in changed)
+    return done
+
+
+def _send(tool: Mpremote, files: Mapping[str, bytes], changed: list[str]) -> None:
     parents = sorted({parent for path in changed for parent in _parents(path)})
     with tempfile.TemporaryDirectory(prefix="outpost-deploy-") as folder:
         words = ["exec", _FOLDERS % (STAGING, STAGING, STAGING, parents)]
@@ -222,13 +281,28 @@ def deploy(tool: Mpremote, files: Mapping[str, bytes], device_id: str | None = N
             part = changed[first : first + ASK_FILES]
             words += ["+", "exec", _IN_PLACE % (part, first, STAGING)]
         words += ["+", "exec", f"import os; os.rmdir('{STAGING}')"]
-        tool.run(*words)
+        try:
+            tool.run(*words)
+        except OutpostError:
+            with suppress(OutpostError):
+                tool.run("exec", _TIDY % (STAGING, STAGING, STAGING))
+            raise
     wrong = _changed(tool, {path: files[path] for path in changed})
     if wrong:
         raise OutpostError(f"{wrong[0]} did not arrive whole: deploy again.")
-    done.sent = changed
-    done.bytes = sum(len(files[path]) for path in changed)
-    return done
+
+
+def _others(tool: Mpremote, files: Mapping[str, bytes], library: bool) -> list[str]:
+    """What lies on the board beside the files, and is not the board's own."""
+    skipped = [kept.rstrip("/") for kept in KEPT] + [STAGING]
+    answer = tool.ask(_LIST % (skipped + ([] if library else list(LIBRARY)), LIST_FILES))
+    if not isinstance(answer, list):
+        raise OutpostError("The board's answer cannot be read: try again.")
+    return sorted(str(path) for path in answer if path not in files)
+
+
+def _shadows(path: str, files: Mapping[str, bytes]) -> bool:
+    return path.endswith(".py") and path.removesuffix(".py") + ".mpy" in files
 
 
 def _changed(tool: Mpremote, files: Mapping[str, bytes]) -> list[str]:

@@ -324,7 +324,7 @@ def _bundle(data: bytes, part: Part) -> list[str]:
     ]
 
 
-_SECRET_WORDS = ("key", "password", "secret", "token")
+_SECRET_WORDS = ("key", "pass", "psk", "pwd", "secret", "token", "credential")
 
 
 def _without_secrets(value: Any, name: str = "") -> Any:

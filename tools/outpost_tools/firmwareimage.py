@@ -7,6 +7,9 @@ for.
 """
 
 import struct
+import subprocess
+import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +25,7 @@ from outpost_tools.partitions import (
 MAGIC = 0xE9
 APP_MAGIC = b"\x32\x54\xcd\xab"
 APP_DESCRIPTION_AT = 32  # behind the header and the first segment's
+FROZEN = b"\0outpost/device.py\0"
 FILE_MAX_BYTES = 16 << 20
 
 
@@ -61,6 +65,11 @@ class Firmware:
     project: str = ""
     version: str = ""
     idf: str = ""
+
+    @property
+    def has_library(self) -> bool:
+        """Whether lib/outpost is frozen into it: MicroPython keeps the names of such files."""
+        return FROZEN in self.app
 
     @property
     def title(self) -> str:
@@ -182,17 +191,22 @@ def _bootloader(path: Path, chip: Chip) -> bytes:
 
 def bootloader_for(firmware: Firmware, size_mib: int) -> bytes:
     """The bootloader with the flash's size in its header: it maps no more than that."""
-    import esptool
-    from esptool.logger import log
-
     assert firmware.bootloader is not None
-    log.set_verbosity("silent")
-    at = firmware.chip.bootloader_at
-    made = esptool.merge_bin(
-        [(at, firmware.bootloader)],
-        firmware.chip.word,
-        flash_size=f"{size_mib}MB",
-        target_offset=at,
-    )
-    assert made is not None
-    return made
+    at = hex(firmware.chip.bootloader_at)
+    with tempfile.TemporaryDirectory(prefix="outpost-bootloader-") as folder:
+        given, made = Path(folder) / "given", Path(folder) / "made"
+        given.write_bytes(firmware.bootloader)
+        words = ["--chip", firmware.chip.word, "merge-bin", "--output", str(made)]
+        words += ["--flash-size", f"{size_mib}MB", "--target-offset", at, at, str(given)]
+        done = subprocess.run(
+            [sys.executable, "-m", "esptool", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        if done.returncode or not made.is_file():
+            raise OutpostError(
+                f"esptool does not write {size_mib} MiB into the bootloader's header: give the "
+                "build's own with --bootloader."
+            )
+        return made.read_bytes()

@@ -6,7 +6,6 @@ where the image is for the same device. A write that was cut off anywhere is men
 every piece is compared before it is written. It owns no port (loader.py) and prints nothing.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from outpost_tools import nvsread
 from outpost_tools.errors import OutpostError
 from outpost_tools.explain import Explanation, explain
-from outpost_tools.loader import Loader
+from outpost_tools.loader import Loader, Piece
 from outpost_tools.partitions import (
     SECTOR_BYTES,
     TABLE_DATA_BYTES,
@@ -25,6 +24,7 @@ from outpost_tools.partitions import (
 )
 
 PIECE_BYTES = 16 * 1024  # compared, and written, at a time
+PIECES = 256  # of a flash, at most: esptool holds them all open at once
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Region:
     own: bool = False
     first_last: bool = False  # sector by sector, the first one when all others are there
 
-    def pieces(self) -> Iterator[tuple[int, bytes]]:
-        size = SECTOR_BYTES if self.first_last else PIECE_BYTES
+    def pieces(self, flash_bytes: int) -> Iterator[Piece]:
+        size = SECTOR_BYTES if self.first_last else max(PIECE_BYTES, flash_bytes // PIECES)
         starts = range(0, len(self.content), size)
         for at in reversed(starts) if self.first_last else starts:
             yield self.offset + at, self.content[at : at + size]
@@ -110,22 +110,27 @@ def _blank(content: bytes) -> bool:
     return not content.strip(b"\xff")
 
 
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+@dataclass
+class Found:
+    """What a board was found to hold, before anything is written."""
+
+    nvs: bytes | None = field(default=None, repr=False)  # where the image has its own; None: unread
+    keep: bool = False  # it is the image's device already: its NVS and its outbox stay
 
 
-def check_board(image: Image, board: Loader) -> None:
-    """Whether the image is for a board of this kind; asks, and writes nothing."""
+def check_board(image: Image, board: Loader) -> bytes:
+    """Whether the image is for a board of this kind; asks, and writes nothing.
+
+    Gives what the board has at the place of the partition table, and the page behind it.
+    """
+    start = board.look(TABLE_OFFSET, SECTOR_BYTES + nvsread.PAGE_BYTES)
     if image.told.chip is not None and image.told.chip != board.chip:
         raise OutpostError(
             f"The board is an {board.chip}, and the image is for an {image.told.chip}: build one "
             "with the firmware for that chip. Nothing was written."
         )
     board.check_plain()
-
-
-def check_size(image: Image, board: Loader) -> None:
-    size = board.flash_size()
+    size = board.flash_size
     if size is None:
         raise OutpostError(
             "The board's flash does not say how large it is: check the cable. Nothing was written."
@@ -135,29 +140,40 @@ def check_size(image: Image, board: Loader) -> None:
             f"The board has {size >> 20} MiB of flash, and the image {len(image.flash) >> 20}: "
             f"build it with --size {max(4, size >> 20)}. Nothing was written."
         )
+    return start
 
 
-def keeps_its_own(image: Image, board: Loader) -> bool:
-    """Whether the board already is the image's device, so that its NVS and its outbox stay.
+def whose(image: Image, board: Loader, start: bytes) -> Found:
+    """What the board's NVS holds, and whether it stays.
 
     OutpostError where it is another device, or may be one: that is lost only by --erase.
     """
     here = image.nvs
-    there = _nvs_of(board, image) or here
-    if board.md5(there.offset, there.size) == _md5(b"\xff" * there.size):
-        return False
-    if (there.offset, there.size) == (here.offset, here.size):
-        if board.md5(here.offset, here.size) == _md5(image.part(here)):
-            return True
-    content = b""
+    there = _nvs_of(start) or here
+    same_place = (there.offset, there.size) == (here.offset, here.size)
+    content = _nvs_there(image, board, there, start)
+    if _blank(content):
+        return Found(content if same_place else None)
+    if same_place and content == image.part(here):
+        return Found(content, keep=True)
     found = nvsread.read(content)
-    for at in range(there.offset, there.end, nvsread.PAGE_BYTES):
-        content += board.read(at, nvsread.PAGE_BYTES)
-        found = nvsread.read(content)
-        if found.device_id is not None and found.device_id != image.device_id:
-            break
-    _judge(image, found, content, there == here)
-    return found.device_id is not None and not found.damaged
+    _judge(image, found, content, same_place)
+    keep = found.device_id is not None and not found.damaged
+    return Found(content if same_place else None, keep)
+
+
+def _nvs_there(image: Image, board: Loader, there: Partition, start: bytes) -> bytes:
+    """The board's NVS. Reading is slow, so what can be guessed is compared, not read."""
+    page = nvsread.PAGE_BYTES
+    inside = there.offset - TABLE_OFFSET
+    first = start[inside : inside + page] if inside <= page else board.look(there.offset, page)
+    rest = there.size - page
+    guess = b"\xff" * rest
+    if not _blank(first) and there.size == image.nvs.size:
+        guess = image.part(image.nvs)[page:]
+    if not board.differing([(there.offset + page, guess)]):
+        return first + guess
+    return first + board.look(there.offset + page, rest)
 
 
 def _judge(image: Image, found: nvsread.Nvs, content: bytes, same_place: bool) -> None:
@@ -201,17 +217,11 @@ def _cut_off(image: Image, content: bytes) -> bool:
     return all(c in (w, 0xFF) for c, w in zip(content, wanted, strict=False)) and not _blank(wanted)
 
 
-def _nvs_of(board: Loader, image: Image) -> Partition | None:
+def _nvs_of(start: bytes) -> Partition | None:
     """Where the board's own table has its NVS; None where it has no table."""
-    table = image.flash[TABLE_OFFSET : TABLE_OFFSET + TABLE_DATA_BYTES]
-    if board.md5(TABLE_OFFSET, TABLE_DATA_BYTES) == _md5(table):
-        return image.nvs
     try:
-        found = PartitionTable.from_binary(board.read(TABLE_OFFSET, TABLE_DATA_BYTES))
-        return found.find("data", "nvs")
-    except OutpostError as why:
-        if type(why) is not OutpostError:
-            raise  # the cable, not the table
+        return PartitionTable.from_binary(start[:TABLE_DATA_BYTES]).find("data", "nvs")
+    except OutpostError:
         return None
 
 
@@ -240,45 +250,75 @@ class Outcome:
 def write(
     image: Image,
     board: Loader,
-    keep: bool,
+    found: Found,
     erase: bool,
     progress: Callable[[str, int, int], None] = lambda name, done, of: None,
 ) -> list[Outcome]:
     """Bring the board to what the image holds; what is the same already is not touched."""
+    regions = [r for r in image.regions() if erase or not (r.own and found.keep)]
+    outcomes = {r.name: Outcome(r.name) for r in regions}
+    kept = [Outcome(r.name, kept=True) for r in image.regions() if r.name not in outcomes]
+    pieces = [(r, at, content) for r in regions for at, content in r.pieces(len(image.flash))]
     if erase:
         progress("erasing", 0, 1)
         board.erase(0, len(image.flash))
-    done = []
-    for region in image.regions():
-        outcome = Outcome(region.name, kept=region.own and keep and not erase)
-        done.append(outcome)
-        if outcome.kept:
-            continue
-        for at, content in region.pieces():
-            progress(region.name, at - region.offset, len(region.content))
-            if board.md5(at, len(content)) == _md5(content):
-                outcome.same += len(content)
-            elif _blank(content):
-                # In free blocks of the file system too: an old half of a pair of blocks there
-                # would go before the new one.
-                board.erase(at, len(content))
-                outcome.erased += len(content)
-            else:
-                board.write([(at, content)])
-                outcome.written += len(content)
-        progress(region.name, len(region.content), len(region.content))
-    return done
+        due = {at for _, at, content in pieces if not _blank(content)}
+    else:
+        due = _due(image, board, found, pieces, progress)
+    for region, at, content in pieces:
+        outcome = outcomes[region.name]
+        if at not in due:
+            outcome.same += len(content)
+        elif _blank(content):
+            outcome.erased += len(content)
+        else:
+            outcome.written += len(content)
+    wanted = [(at, content) for _, at, content in pieces if at in due]
+    board.write(wanted, lambda done: progress("writing", done, len(wanted)))
+    return [*outcomes.values(), *kept]
 
 
-def verify(image: Image, board: Loader, done: list[Outcome]) -> None:
-    """All regions once more, whole: what was the same before and what was written."""
+def _due(
+    image: Image,
+    board: Loader,
+    found: Found,
+    pieces: list[tuple[Region, int, bytes]],
+    progress: Callable[[str, int, int], None],
+) -> set[int]:
+    """Where the board holds something else than the image.
+
+    Free blocks of the file system count: an old half of a pair of blocks there would go before the
+    new one.
+    """
+    due = set()
+    asked = []
+    for region, at, content in pieces:
+        if region.first_last and found.nvs is not None:  # it has been read
+            inside = at - region.offset
+            if found.nvs[inside : inside + len(content)] != content:
+                due.add(at)
+        else:
+            asked.append((at, content))
+    others = board.differing(asked, lambda done: progress("comparing", done, len(asked)))
+    return due | {at for at, _ in others}
+
+
+def verify(
+    image: Image,
+    board: Loader,
+    done: list[Outcome],
+    progress: Callable[[str, int, int], None] = lambda name, done, of: None,
+) -> None:
+    """All regions once more, where anything was written: what was the same before, too."""
     kept = {outcome.name for outcome in done if outcome.kept}
-    for region in image.regions():
-        if region.name in kept:
-            continue
-        for at, content in region.pieces():
-            if not _blank(content) and board.md5(at, len(content)) != _md5(content):
-                raise OutpostError(
-                    f"The board's {region.name} is not what was written: run the same command "
-                    "again; if that does not help, the flash is worn out."
-                )
+    if not any(outcome.written or outcome.erased for outcome in done):
+        return
+    regions = [region for region in image.regions() if region.name not in kept]
+    wanted = [(region.offset, region.content) for region in regions]
+    wrong = board.differing(wanted, lambda done: progress("verifying", done, len(wanted)))
+    if wrong:
+        name = next(region.name for region in regions if region.offset == wrong[0][0])
+        raise OutpostError(
+            f"The board's {name} is not what was written: run the same command again; if that "
+            "does not help, the flash is worn out."
+        )

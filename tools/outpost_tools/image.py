@@ -6,8 +6,6 @@ input too. It owns nothing once the bytes are written, and never prints what wen
 
 import json
 import re
-import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,16 +18,17 @@ from outpost_tools import agreed
 from outpost_tools import bundle as bundles
 from outpost_tools.errors import OutpostError
 from outpost_tools.firmwareimage import Firmware, bootloader_for
-from outpost_tools.mpyfile import check_mpy
+from outpost_tools.mpyfile import check_mpy, compiled
 from outpost_tools.nvsimage import Identity, keys_partition, nvs_partition
 from outpost_tools.partitions import SIZES_MIB, TABLE_OFFSET, Partition, PartitionTable
-from outpost_tools.paths import binary, tree
+from outpost_tools.paths import tree
 from outpost_tools.registry import Device
 
 Library = Literal["frozen", "flash"]
 RecordSize = int | Literal["auto", "none"]
 
 BLOCK_BYTES = 4096
+AS_SOURCE = ("/boot.py", "/main.py")  # MicroPython looks for these by name, and runs source
 APP_SKIPPED = ("__pycache__", ".git")
 DEFAULT_SNTP = ("0.pool.ntp.org:123", "1.pool.ntp.org:123", "2.pool.ntp.org:123")
 
@@ -255,7 +254,7 @@ def software(library: Library, app: Path | None) -> dict[str, bytes]:
     if app is not None:
         if not app.is_dir():
             raise OutpostError(f"{app} is not a folder: --app takes the folder that holds main.py.")
-        files |= application(app)
+        files |= compiled_application(app)
     if library == "flash":
         files |= compiled_library()
     return files
@@ -289,6 +288,19 @@ def application(folder: Path) -> dict[str, bytes]:
     return files
 
 
+def compiled_application(folder: Path) -> dict[str, bytes]:
+    """What the folder holds, its modules compiled: all Python but boot.py and main.py."""
+    files = {}
+    for path, content in application(folder).items():
+        if path.endswith(".py") and path not in AS_SOURCE:
+            source, path = path.lstrip("/"), path.removesuffix(".py") + ".mpy"
+            content = compiled(folder / source, source)
+        if path in files:
+            raise OutpostError(f"{folder} holds {path[1:]} and its source: leave one out.")
+        files[path] = content
+    return files
+
+
 def compiled_library() -> dict[str, bytes]:
     """lib/outpost and umqtt.simple as .mpy, by their path on the device."""
     top = tree()
@@ -300,16 +312,7 @@ def compiled_library() -> dict[str, bytes]:
     if not umqtt.is_file():
         raise OutpostError(f"{umqtt} is missing: run `make micropython`, which fetches it.")
     sources["umqtt/simple.py"] = umqtt
-    compiler = binary("mpy-cross")
-    files = {}
-    with tempfile.TemporaryDirectory(prefix="outpost-mpy-") as folder:
-        out = Path(folder) / "out.mpy"
-        for name, source in sources.items():
-            # -s keeps this machine's paths out of the file, and so out of the image.
-            done = subprocess.run(
-                [compiler, "-s", name, "-o", out, source], capture_output=True, text=True
-            )
-            if done.returncode:
-                raise OutpostError(f"{source} does not compile: {done.stderr.strip()}")
-            files[f"/lib/{name.removesuffix('.py')}.mpy"] = out.read_bytes()
-    return files
+    return {
+        f"/lib/{name.removesuffix('.py')}.mpy": compiled(source, name)
+        for name, source in sources.items()
+    }

@@ -1,4 +1,4 @@
-"""Compiled Python (.mpy): whether the board's MicroPython would load it, before it goes there.
+"""Compiled Python (.mpy): made, and whether the board's MicroPython would load it.
 
 MicroPython says "incompatible .mpy file" on the board, where nobody reads it; here it is a
 sentence. It owns nothing.
@@ -7,6 +7,8 @@ sentence. It owns nothing.
 import functools
 import re
 import subprocess
+import tempfile
+from pathlib import Path
 
 from outpost_tools.errors import OutpostError
 from outpost_tools.paths import binary
@@ -38,6 +40,22 @@ def emitted() -> tuple[int, int]:
     if match is None:
         raise OutpostError("mpy-cross does not say its version: run `make micropython` again.")
     return int(match[1]), int(match[2] or 0)
+
+
+def compiled(source: Path, name: str, arch: str = "bytecode") -> bytes:
+    """One .mpy file; `name` is what tracebacks call it, so no path of this machine is in it."""
+    with tempfile.TemporaryDirectory(prefix="outpost-mpy-") as folder:
+        out = Path(folder) / "out.mpy"
+        machine = [] if arch == "bytecode" else [f"-march={arch}"]
+        done = subprocess.run(
+            [binary("mpy-cross"), *machine, "-s", name, "-o", out, source],
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            last = done.stderr.strip().splitlines()[-1:] or ["mpy-cross failed"]
+            raise OutpostError(f"{source} does not compile: {last[0]}")
+        return out.read_bytes()
 
 
 def check_mpy(

@@ -8,7 +8,6 @@ import ast
 import hashlib
 import re
 import struct
-import subprocess
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from outpost_tools import agreed
 from outpost_tools.errors import OutpostError
 from outpost_tools.image import application
-from outpost_tools.paths import binary
+from outpost_tools.mpyfile import compiled
 
 HEAD = struct.Struct(">4sBBBB")
 MAIN = "main.py"
@@ -184,22 +183,6 @@ def _asks_its_name(source: bytes, path: str) -> bool:
     except (SyntaxError, ValueError) as why:
         raise OutpostError(f"{path} is no Python: {why}.") from None
     return any(isinstance(node, ast.Name) and node.id == "__name__" for node in ast.walk(tree))
-
-
-def compiled(source: Path, name: str, arch: str = "bytecode") -> bytes:
-    """One .mpy file; `name` is what tracebacks call it."""
-    with tempfile.TemporaryDirectory(prefix="outpost-mpy-") as folder:
-        out = Path(folder) / "out.mpy"
-        machine = [] if arch == "bytecode" else [f"-march={arch}"]
-        done = subprocess.run(
-            [binary("mpy-cross"), *machine, "-s", name, "-o", out, source],
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            last = done.stderr.strip().splitlines()[-1:] or ["mpy-cross failed"]
-            raise OutpostError(f"{source} does not compile: {last[0]}")
-        return out.read_bytes()
 
 
 def mpy_of(files: dict[str, bytes]) -> tuple[int, int]:

@@ -28,6 +28,7 @@ from outpost_tools.cli.imageoptions import (
     more_fields,
     said_of,
     tell,
+    where_library,
 )
 from outpost_tools.errors import OutpostError
 from outpost_tools.paths import data_dir, tree, write_whole
@@ -106,8 +107,13 @@ def image(
     suites: Annotated[SuitesName, typer.Option(help="Suites to offer.")] = SuitesName.all,
     keepalive: Annotated[int, typer.Option(metavar="SECONDS", help="MQTT keep-alive.")] = 240,
     library: Annotated[
-        LibraryName, typer.Option(help="Where lib/outpost is: in the firmware, or in the flash.")
-    ] = LibraryName.frozen,
+        LibraryName | None,
+        typer.Option(
+            help="Where lib/outpost is: in the firmware, or in the flash.  [flash where --firmware "
+            "has none in it, as MicroPython's own releases, else frozen]",
+            show_default=False,
+        ),
+    ] = None,
     root: Annotated[
         list[str] | None,
         typer.Option(
@@ -265,7 +271,7 @@ def image(
         settings,
         files={agreed.SIGNERS_PATH: signers} if signers else None,
         build_time_s=int(time.time()) if build_time is None else build_time,
-        library=library.value,
+        library=where_library(firm, library.value if library else None),
         app=app_dir,
         size_mib=size,
         nvs_keys=new_keys() if encrypt_nvs else None,

@@ -3,6 +3,7 @@
 An error is one sentence on stderr and exit status 1; a secret is never printed.
 """
 
+import errno
 import json
 import os
 import signal
@@ -15,6 +16,8 @@ import typer
 from typer.core import TyperGroup
 
 from outpost_tools.errors import OutpostError
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Commands(TyperGroup):
@@ -33,6 +36,15 @@ class Commands(TyperGroup):
         except BrokenPipeError:
             # Whoever read our output has seen enough. Nothing more may be written to it.
             _stop_writing()
+            raise typer.Exit(1) from None
+        except OSError as why:
+            if why.errno not in _NO_ROOM:
+                raise
+            typer.echo(
+                f"outpost: The disk is full ({why.strerror}): make room, and run the same command "
+                "again. What stood there before is as it was.",
+                err=True,
+            )
             raise typer.Exit(1) from None
 
 

@@ -61,34 +61,40 @@ def flash_command(
     pulled, run it again.
     """
     from outpost_tools import flashing, loader, watching
-    from outpost_tools.ports import find_port
+    from outpost_tools.ending import until_told
+    from outpost_tools.ports import find_port, open_port
 
-    found = flashing.read_image(image, device)
+    image_read = flashing.read_image(image, device)
     name = find_port(port)
-    with loader.opened(name) as board:
-        flashing.check_board(found, board)
-        board.attach(_stub(stub, name))
-        flashing.check_size(found, board)
-        keep = not erase and flashing.keeps_its_own(found, board)
+    with until_told(), loader.opened(name, _stub(stub, name)) as board:
+        start = flashing.check_board(image_read, board)
+        found = flashing.Found() if erase else flashing.whose(image_read, board, start)
         with _Bar(as_json) as bar:
-            done = flashing.write(found, board, keep, erase, bar.show)
-            flashing.verify(found, board, done)
-        if not as_json:
-            for outcome in done:
-                typer.echo(f"  {outcome.sentence}.")
-        board.reset()
+            done = flashing.write(image_read, board, found, erase, bar.show)
+            flashing.verify(image_read, board, done, bar.show)
+    if not as_json:
+        for outcome in done:
+            typer.echo(f"  {outcome.sentence}.")
+    opened = open_port(name)
+    try:
+        watching.restart(opened)
         shown = (lambda line: typer.echo(line, err=True)) if as_json else say
-        online = wait > 0 and watching.until_connected(board.port, wait, shown)
+        online = wait > 0 and watching.until_connected(opened, wait, shown)
+    finally:
+        opened.close()
     if as_json:
         regions = {one.name: {k: v for k, v in vars(one).items() if k != "name"} for one in done}
-        print_json({"port": name, "device": found.device_id, "regions": regions, "online": online})
+        print_json(
+            {"port": name, "device": image_read.device_id, "regions": regions, "online": online}
+        )
     if wait > 0 and not online:
         raise OutpostError(
             f"The board is written, and has not connected in {wait:.0f} s: the lines above say "
             "why. `outpost console` shows what comes next."
         )
     if not as_json:
-        typer.echo(f"{found.device_id or 'The board'} is written" + (" and connected." * online))
+        whose = image_read.device_id or "The board"
+        typer.echo(f"{whose} is written" + (" and connected." if online else "."))
 
 
 class _Bar:
@@ -130,6 +136,8 @@ def erase_command(
 ) -> None:
     """Erase a board's whole flash: its software, its keys and the messages that wait."""
     from outpost_tools import loader
+    from outpost_tools.ending import until_told
+    from outpost_tools.partitions import TABLE_OFFSET
     from outpost_tools.ports import find_port
 
     name = find_port(port)
@@ -137,10 +145,10 @@ def erase_command(
         asked = f"Erase all of the board on {name}, its keys and waiting messages too?"
         if not typer.confirm(asked, default=False, err=True):
             raise OutpostError("Nothing was erased.")
-    with loader.opened(name) as board:
+    with until_told(), loader.opened(name, _stub(stub, name)) as board:
+        board.look(TABLE_OFFSET, 4)
         board.check_plain()
-        board.attach(_stub(stub, name))
-        size = board.flash_size()
+        size = board.flash_size
         if size is None:
             raise OutpostError("The board's flash does not say how large it is: check the cable.")
         board.erase(0, size)

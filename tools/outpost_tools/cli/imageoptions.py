@@ -12,6 +12,7 @@ from outpost_tools.errors import OutpostError
 
 if TYPE_CHECKING:
     from outpost_tools.firmwareimage import Firmware
+    from outpost_tools.image import Library
 
 
 class LayoutName(StrEnum):
@@ -54,6 +55,18 @@ def given_firmware(path: Path | None, bootloader: Path | None) -> "Firmware | No
     return read_firmware(path, bootloader)
 
 
+def where_library(firmware: "Firmware | None", given: str | None) -> "Library":
+    """Where lib/outpost goes; OutpostError for an image that would find none."""
+    if firmware is not None and not firmware.has_library:
+        if given == "frozen":
+            raise OutpostError(
+                "The firmware has no lib/outpost in it (MicroPython's own releases have none): "
+                "take --library flash."
+            )
+        return "flash"
+    return "flash" if given == "flash" else "frozen"
+
+
 def more_fields(config: Path | None, gateway: str | None, protect: bool) -> dict[str, object]:
     """Fields of config.json that have no option of their own, and those of the two that have."""
     more: dict[str, object] = {}
@@ -76,6 +89,11 @@ def said_of(firmware: "Firmware | None", production: bool) -> str:
     told = ""
     if firmware is not None:
         told += f" {firmware.title}."
+        if not firmware.has_library:
+            told += (
+                " It is not Outpost's own: lib/outpost goes into the file system, the record size "
+                "cannot be asked for, and the board makes no key itself."
+            )
         if firmware.bootloader is None:
             told += " It has no bootloader: it starts on a board that has one (or --bootloader)."
     if production:
