@@ -1,4 +1,4 @@
-"""A board without a file system, and who would make something of that: its prompt stays closed, what
+"""A board without a file system, and who would make something of that: its prompt stays closed, who
 signs software is asked, and neither a full nor a bare NVS ends it."""
 
 from __future__ import annotations
@@ -97,7 +97,9 @@ def test_without_an_identity_it_says_so_and_is_nobody(world) -> None:
     hub = world.hub()
     flash = connected_once(world, hub)
     wreck(flash)
-    erase = "import esp32\nn = esp32.NVS('outpost')\nfor k in ('id', 'sas1', 'ida', 'idb', 'idcur'):\n"
+    erase = (
+        "import esp32\nn = esp32.NVS('outpost')\nfor k in ('id', 'sas1', 'ida', 'idb', 'idcur'):\n"
+    )
     erase += "    try:\n        n.erase_key(k)\n    except OSError:\n        pass\nn.commit()\n"
     run_script(world, flash, erase)
     board = world.board(flash)

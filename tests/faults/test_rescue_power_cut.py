@@ -51,6 +51,15 @@ with open("/config.json", "w") as f:
     json.dump(raw, f)
 """
 
+# Instead of rescue's own: the mark comes first.
+BROKEN = """
+def marks_first(nvs, blob, mark):
+    nvs.set_i32("rs-mark", mark)
+    blob += rescue.binascii.crc32(blob).to_bytes(4, "big")
+    nvs.set_blob("rescue", blob)
+rescue._write = marks_first
+"""
+
 
 def run(flash: Path, script: str, cut: str = "") -> tuple[int, str]:
     path = flash.with_name("script.py")
@@ -109,3 +118,19 @@ def test_power_cut_while_it_is_kept_leaves_old_or_new_and_never_the_mark_of_anot
         run(flash, KEEP)
         assert look(flash) == ("old", "mark"), number
     assert True in seen
+
+
+def test_a_writer_that_marks_before_it_has_written_is_caught(world: World) -> None:
+    """The same look finds what it is there for."""
+    flash = world.image(1, "127.0.0.1:1", wifi_ssid="old")
+    run(flash, KEEP)
+    run(flash, CHANGE % "new")
+    before = flash.read_bytes()
+    broken = KEEP.replace("rescue.keep", BROKEN + "rescue.keep")
+    found = set()
+    for number in range(1, 40):
+        flash.write_bytes(before)
+        if run(flash, broken, f"{number}:clean")[0] != EXIT_POWER_CUT:
+            break
+        found.add(look(flash)[1])
+    assert "stale" in found

@@ -58,5 +58,6 @@ elif not _mounted() and not _rescued() and not _set_up():
     _stuck()
 
 sys.modules.pop("rescuefs", None)
-del rescuefs, _rescued, _mounted, _set_up, _stuck
+for _name in ("rescuefs", "_rescued", "_mounted", "_set_up", "_stuck"):
+    del globals()[_name]
 gc.collect()
