@@ -42,6 +42,7 @@ SOURCE = WORK / "src"
 DOWNLOADS = WORK / "downloads"
 STAMPS = WORK / "stamps"
 UMQTT = WORK / "umqtt"
+RESCUE_BOOT = WORK / "rescue" / "rescueboot.py"
 
 VERSIONS = tomllib.loads((FIRMWARE / "versions.toml").read_text(encoding="utf-8"))
 
@@ -444,6 +445,15 @@ def make_umqtt() -> str:
     return file_hash(target)
 
 
+def make_rescue_boot() -> Path:
+    """boot.py under the name by which it is frozen: one called boot.py would go before a file."""
+    content = (ROOT / "boot.py").read_bytes()
+    if not RESCUE_BOOT.is_file() or RESCUE_BOOT.read_bytes() != content:
+        RESCUE_BOOT.parent.mkdir(parents=True, exist_ok=True)
+        RESCUE_BOOT.write_bytes(content)
+    return RESCUE_BOOT
+
+
 def fetch_umqtt(client_type: Any, pin: dict[str, str], target: Path) -> None:
     """The one file of the sdist that is frozen, whole or not at all."""
     with client_type() as client, tempfile.TemporaryDirectory(dir=WORK) as directory:
@@ -638,6 +648,8 @@ def make_variant(variant: Variant, source_hash: str, mpy_cross: str, umqtt: str)
     library = ROOT / "lib" / "outpost"
     roots = [FIRMWARE] + ([library] if library.is_dir() and variant.leg == "outpost" else [])
     files = file_hashes(*roots)
+    if variant.leg == "outpost":
+        files |= file_hashes(make_rescue_boot().parent)
     inputs = text_hash(base, umqtt, json.dumps(files, sort_keys=True))
     stamp = read_stamp(variant.name)
     if stamp.get("inputs") == inputs and (BIN / variant.name).is_file():

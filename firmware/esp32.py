@@ -90,9 +90,9 @@ def check_micropython(clone: Path) -> tuple[int, ...]:
         )
     if not (clone / "ports" / "esp32" / "Makefile").is_file():
         raise BuildError(f"MICROPYTHON_DIR={clone} has no ports/esp32: take the whole clone.")
-    for module in ("berkeley-db-1.xx", "tinyusb"):
-        folder = clone / "lib" / module
-        if not folder.is_dir() or not any(folder.iterdir()):
+    # What the port's own CMake asks for; what else it needs comes from Espressif's registry.
+    for module, file in (("berkeley-db-1.xx", "README"), ("micropython-lib", "README.md")):
+        if not (clone / "lib" / module / file).is_file():
             raise BuildError(
                 f"The clone has no lib/{module}: run `make -C {clone}/ports/esp32 submodules` "
                 "with ESP-IDF's tools in the path."
@@ -199,10 +199,13 @@ def command(order: Order) -> list[str]:
 def run(order: Order) -> None:
     with build.one_at_a_time():
         build.make_umqtt()
+        build.make_rescue_boot()
     order.out.mkdir(parents=True, exist_ok=True)
     log = order.out / "build.log"
     say(f"{order.name}: building; the whole output goes to {log.relative_to(ROOT)}")
     words = command(order)
+    # ESP-IDF would go by the settings of the last build, whatever our files say by now.
+    (order.out / "esp-idf" / "sdkconfig").unlink(missing_ok=True)
     environment = {**build.make_environment(), "IDF_PATH": str(order.idf)}
     with log.open("wb") as out:
         out.write(f"{shlex.join(words)}\n".encode())

@@ -2,8 +2,8 @@
 // network.WLAN: one station, one network in the air, no access point.
 //
 // Owns the state of the radio; the network's name and key come from --wifi. Looking for a
-// network and joining it takes about 50 ms. Setting the radio up writes the driver's own data
-// into NVS (nvs_wifi_init) and fails where there is no room, as on the chip.
+// network and joining it takes about 50 ms. On a stock board setting the radio up writes the driver's
+// own data into NVS (nvs_wifi_init) and fails where there is no room, as on the chip.
 // Never moves a packet: sockets are the host's, and refuse to go out while the radio is down.
 #include <string.h>
 
@@ -90,7 +90,11 @@ static mp_obj_t wlan_make_new(const mp_obj_type_t *type, size_t n_args, size_t n
     (void)type;
     mp_arg_check_num(n_args, n_kw, 0, 1, false);
     if (!set_up) {
+        #ifdef OUTPOST_LEG_STOCK
         int error = flash_is_open() ? nvs_wifi_init() : 0;
+        #else
+        int error = 0;      // CONFIG_ESP_WIFI_NVS_ENABLED=n
+        #endif
         if (error != 0) {
             mp_raise_msg_varg(&mp_type_RuntimeError, MP_ERROR_TEXT("Wifi Unknown Error 0x%04x"), error);
         }

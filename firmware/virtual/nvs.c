@@ -17,7 +17,7 @@ static int usable(void) {
 }
 
 static int writable(void) {
-    return nvs_store.error;
+    return nvs_store.error == NVS_ERR_NO_FREE_PAGES ? NVS_ERR_READ_ONLY : nvs_store.error;
 }
 
 // A value of one entry: as ESP-IDF, nothing is written where it is the same already.
@@ -67,6 +67,10 @@ static int find_namespace(const char *name, uint8_t *ns) {
 
 esp_err_t nvs_open(const char *name, nvs_open_mode_t mode, nvs_handle_t *handle) {
     TRY(usable());
+    // Opened for reading alone, as a partition that is marked read-only (espboard.c does that).
+    if (mode == NVS_READWRITE && nvs_store.error == NVS_ERR_NO_FREE_PAGES) {
+        return BOARD_ERR_NOT_ALLOWED;
+    }
     uint8_t ns;
     if (find_namespace(name, &ns) == BOARD_OK) {
         *handle = ns;

@@ -67,13 +67,15 @@ typedef int esp_err_t;
 typedef uint32_t nvs_handle_t;
 typedef enum { NVS_READONLY, NVS_READWRITE } nvs_open_mode_t;
 #define ESP_OK 0
+#define ESP_ERR_NOT_ALLOWED 0x10d
 #define ESP_ERR_NVS_NOT_FOUND NVS_ERR_NOT_FOUND
 #define ESP_ERR_NVS_INVALID_NAME NVS_ERR_INVALID_NAME
 #define ESP_ERR_NVS_INVALID_LENGTH NVS_ERR_INVALID_LENGTH
 #define esp_err_to_name board_err_name
 const char *board_err_name(int code);
 
-// A namespace that is not there is made with NVS_READWRITE, else NVS_ERR_NOT_FOUND.
+// A namespace that is not there is made with NVS_READWRITE, else NVS_ERR_NOT_FOUND. Where nothing can
+// be written, NVS_READWRITE is ESP_ERR_NOT_ALLOWED.
 esp_err_t nvs_open(const char *name, nvs_open_mode_t mode, nvs_handle_t *handle);
 void nvs_close(nvs_handle_t handle);
 esp_err_t nvs_set_i32(nvs_handle_t handle, const char *key, int32_t value);

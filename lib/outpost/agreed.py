@@ -135,7 +135,7 @@ STAGE_PATH = "/stage"  # for each kind KIND.bin, and KIND.txt: its size and its 
 
 # What a device needs to connect when its file system is gone (rescue.py): a blob in NVS, whose
 # parts are each a 2-byte length and the bytes: config.json, the bundle in use with the one root
-# that anchored the last connection; then the CRC-32 of it all.
+# that anchored the last connection, signers.json; then the CRC-32 of it all.
 NVS_RESCUE = "rescue"
 NVS_RESCUE_MARK = "rs-mark"  # i32: of what the blob was made
 NVS_RESCUE_AGAIN = "rs-do"  # i32: 1 while the file system is being made anew

@@ -100,8 +100,7 @@ class Guard:
         """The hub has a message that went out on this connection."""
         if trust.trial and trust.trial.session is session:
             _do("trusting", "commit", self._way)
-            if self._anchor and not trust.trial:
-                _do("rescue", "keep", self._anchor)  # as the walk does, but for a trial
+            self._way.keep(True)
             self._report_ms = log.uptime_ms()
         elif self._report_ms:
             self._report_ms = log.uptime_ms()  # messages have gone: now

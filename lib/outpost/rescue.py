@@ -3,9 +3,10 @@
 keep() puts the configuration and the root that verified the hub into a blob of the NVS
 (agreed.py) after a connection, and only when they are others than before. Of a board that cannot
 read its file system, the firmware's start (firmware/virtual/rescue) makes one in RAM with these
-two in it, and run() is what that board does: it connects as ever, delivers what waits in the
-outbox, says what is wrong, and makes the file system anew when it is told to. In our firmware
-alone. Never touches the partition vfs unasked: what is in it may be wanted.
+in it, and run() is what that board does: it connects as ever, delivers what waits in the outbox,
+says what is wrong, and makes the file system anew when it is told to, by whoever signs software
+where the board knows signers. In our firmware alone. Never touches the partition vfs unasked,
+unless it is blank: what is in it may be wanted.
 """
 
 import binascii
@@ -14,10 +15,14 @@ import hashlib
 import esp32
 
 from . import agreed, log, trust
-from .errors import OutpostError, TrustError
+from .errors import OutpostError, TrustError, number
 
 _AFTER = "from outpost import Device\n\nDevice().run()\n"
-_SAID = "the file system is corrupt: call the method rescue with format, or write the image again"
+_SAID = "the file system is corrupt: %s, or write the image again"
+_UNSIGNED = "call the method rescue with format"
+_SIGNED = "send the signed command software rescue"
+_ASKED = 'say {"format": true}: it erases the file system'
+_NO_MARK = -1  # of a blob that is being written
 
 
 # While all is well
@@ -27,25 +32,45 @@ def keep(root):
     """Keep the configuration and the root (SHA-256) that just verified the hub.
 
     Flash is written only where one of them has changed. At most 8 KB of RAM, for a moment.
+    False: it is too early for that, once the trial under way is over is the time.
     """
+    if trust.trial:
+        return False  # its bundle may yet be taken back
     try:
-        with open(agreed.CONFIG_PATH, "rb") as f:
-            config = f.read()
-        bundle = _bundle(root)
+        blob = bytearray(_part(_read(agreed.CONFIG_PATH)))
+        blob += _part(_bundle(root))
+        blob += _part(_read(agreed.SIGNERS_PATH, b""))
         nvs = esp32.NVS(agreed.NVS_NAMESPACE)
-        mark = int.from_bytes(hashlib.sha256(config + bundle).digest()[:4], "big") >> 1
-        if _number(nvs, agreed.NVS_RESCUE_MARK) == mark:
-            return
-        blob = _part(config) + _part(bundle)
-        if len(blob) + 4 > agreed.RESCUE_MAX_BYTES:
-            return log.say("rescue", "configuration and root are too long to be kept for it")
-        # The mark comes after what it is of: a power cut between them costs another write.
-        nvs.set_blob(agreed.NVS_RESCUE, blob + _crc(blob))
-        nvs.set_i32(agreed.NVS_RESCUE_MARK, mark)
-        nvs.commit()
+        mark = int.from_bytes(hashlib.sha256(blob).digest()[:4], "big") >> 1
+        if _number(nvs, agreed.NVS_RESCUE_MARK) != mark:
+            _write(nvs, blob, mark)
     except (OSError, MemoryError, OutpostError) as e:
         # A device that is connected has no need of it now; the next life tries again.
         log.say("rescue", "what a rescue needs was not kept (%s)" % e)
+    return True
+
+
+def _write(nvs, blob, mark):
+    if len(blob) + 4 > agreed.RESCUE_MAX_BYTES:
+        return log.say("rescue", "configuration and root are too long to be kept for it")
+    if _number(nvs, agreed.NVS_RESCUE_MARK) is not None:
+        # Before the blob, so that no power cut leaves the mark of one beside another.
+        nvs.set_i32(agreed.NVS_RESCUE_MARK, _NO_MARK)
+        nvs.commit()
+    blob += binascii.crc32(blob).to_bytes(4, "big")
+    nvs.set_blob(agreed.NVS_RESCUE, blob)
+    nvs.set_i32(agreed.NVS_RESCUE_MARK, mark)
+    nvs.commit()
+
+
+def _read(path, without=None):
+    try:
+        with open(path, "rb") as f:
+            return f.read()
+    except OSError:
+        if without is None:
+            raise
+        return without
 
 
 def _bundle(root):
@@ -77,10 +102,6 @@ def _part(content):
     return len(content).to_bytes(2, "big") + content
 
 
-def _crc(content):
-    return binascii.crc32(content).to_bytes(4, "big")
-
-
 def _number(nvs, name):
     try:
         return nvs.get_i32(name)
@@ -88,26 +109,62 @@ def _number(nvs, name):
         return None
 
 
+# A board in need
+
+
 def run():
     """The program of a board in need: a Device that says so, and waits to be told."""
     import rescuefs
 
-    if rescuefs.wanted():
-        make_anew()
+    if rescuefs.wanted() or _blank():
+        try:
+            make_anew()
+        except (OSError, OutpostError) as e:
+            # The next start tries again; meanwhile it connects.
+            log.say("rescue", "the file system could not be made anew (%s)" % e)
     from . import Device
 
     device = Device()
-    log.say("rescue", _SAID)
-    device.send({"rescue": _SAID})
+    desk = device._desk
+    said = _SAID % (_SIGNED if desk else _UNSIGNED)
+    log.say("rescue", said)
+    device.send({"rescue": said})
+    if desk:
+        desk.on("software", "rescue", lambda args, payload: _ordered(device))
 
     @device.method("rescue")
     def rescue(payload):
+        if desk:
+            return 403, {"error": "this fleet signs what changes software", "why": said}
         if not isinstance(payload, dict) or payload.get("format") is not True:
-            return 400, {"error": 'say {"format": true}: it erases the file system', "why": _SAID}
-        device.after(1, make_anew)  # the answer goes out first
-        return 202, {"state": "format"}
+            return 400, {"error": _ASKED, "why": said}
+        return _ordered(device)
 
     device.run()
+
+
+def _ordered(device):
+    """The answer to who may order it. From the mark on it is done, whatever the power does."""
+    try:
+        _under_way(1)
+    except OSError as e:
+        return 503, {"error": "the NVS takes nothing (error %d): write the image again" % number(e)}
+    device.after(1, make_anew)  # the answer goes out first
+    return 202, {"state": "format"}
+
+
+def _under_way(value):
+    nvs = esp32.NVS(agreed.NVS_NAMESPACE)
+    nvs.set_i32(agreed.NVS_RESCUE_AGAIN, value)
+    nvs.commit()
+
+
+def _blank():
+    """Whether there is nothing in the partition that anybody could want."""
+    import inisetup
+    from flashbdev import bdev
+
+    return bdev is not None and inisetup.blank()
 
 
 def make_anew():
@@ -121,14 +178,13 @@ def make_anew():
     from flashbdev import bdev
 
     kept = rescuefs.load()
-    nvs = esp32.NVS(agreed.NVS_NAMESPACE)
-    nvs.set_i32(agreed.NVS_RESCUE_AGAIN, 1)
-    nvs.commit()
+    if kept is None or bdev is None:
+        raise TrustError("the board has no partition vfs, or kept nothing to put there", True)
+    _under_way(1)
     log.say("rescue", "the file system is made anew")
     vfs.VfsLfs2.mkfs(bdev)
     vfs.mount(vfs.VfsLfs2(bdev), "/anew")
     rescuefs.write("/anew", kept, _AFTER)
     vfs.umount("/anew")
-    nvs.set_i32(agreed.NVS_RESCUE_AGAIN, 0)
-    nvs.commit()
+    _under_way(0)
     machine.reset()

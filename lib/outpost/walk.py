@@ -199,7 +199,7 @@ class Walk:
         log.say("tls", self.connection.line())
         log.say("hub", "connected device=%s credential=%s" % (self.who.device_id, self.credential))
         self._learn_time()
-        self._keep()
+        self.keep()
         if credential.trial:
             self._commit()
         else:
@@ -280,16 +280,15 @@ class Walk:
             # have been issued in the future, so time is at least that.
             self.clock.raise_floor(clock.stamp(facts["not_before"]))
 
-    def _keep(self):
-        """What a rescue needs goes into the NVS: once in a life, and after a change of root; not
-        while a bundle is on trial."""
-        facts = self.connection.facts
-        if facts and facts["root"] and facts["root"] != self._kept and not trust.trial:
+    def keep(self, anew=False):
+        """What a rescue needs goes into the NVS: once in a life, and after a change of root or of
+        the bundle in use (anew)."""
+        facts = self.connection and self.connection.facts
+        if facts and facts["root"] and (anew or facts["root"] != self._kept):
             from . import rescue
 
-            rescue.keep(facts["root"])
+            self._kept = facts["root"] if rescue.keep(facts["root"]) else None
             _let_go(rescue)
-            self._kept = facts["root"]
 
     def doubt_clock(self):
         """After a refusal that a wrong clock may explain: whether asking SNTP again can help."""

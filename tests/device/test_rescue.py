@@ -20,9 +20,9 @@ CONNECTED = rf"hub +connected device={DEVICE_ID} "
 RESCUE = r"rescue +the file system is corrupt"
 
 
-def connected_once(world, hub) -> Path:
+def connected_once(world, hub, **options) -> Path:
     """A device that has been online, and is off."""
-    flash = world.image(hub.port, files={"/main.py": MAIN})
+    flash = world.image(hub.port, files={"/main.py": MAIN}, **options)
     board = world.board(flash)
     line_number(board, CONNECTED)
     assert eventually(lambda: has_blob(flash))
@@ -143,10 +143,12 @@ def test_the_start_and_the_library_mean_the_same_names() -> None:
     names: dict[str, object] = {}
     for line in (REPO / "firmware/virtual/rescue/rescuefs.py").read_text().splitlines():
         name, _, value = line.partition(" = ")
-        if name.isupper() and "(" not in name:
+        if name.isupper() and name[0] != "_" and "(" not in name:
             names[name] = eval(value.replace("const", ""))  # noqa: S307
     assert names["NAMESPACE"] == agreed.NVS_NAMESPACE
     assert names["BLOB"] == agreed.NVS_RESCUE and names["AGAIN"] == agreed.NVS_RESCUE_AGAIN
     assert names["SLOT"] == agreed.NVS_TRUST_SLOT and names["SLOTS"] == agreed.TRUST_SLOTS
+    assert names["PRODUCTION"] == agreed.NVS_PRODUCTION
+    assert names["SIGNERS"] == agreed.SIGNERS_PATH
     assert names["CONFIG"] == agreed.CONFIG_PATH and names["FACTORY"] == agreed.FACTORY_ROOTS_PATH
     assert names["MAX_BYTES"] == agreed.RESCUE_MAX_BYTES

@@ -19,6 +19,15 @@ from espboards import BOARDS, FIRMWARE, ROOT, SOURCE, compile_c, configure, seen
 from outpost_tools.partitions import PartitionTable
 
 TARGETS = {"OUTPOST_ESP32": "esp32", "OUTPOST_ESP32C3": "esp32c3", "OUTPOST_ESP32S3": "esp32s3"}
+STOCK = {"esp32": "ESP32_GENERIC", "esp32c3": "ESP32_GENERIC_C3", "esp32s3": "ESP32_GENERIC_S3"}
+# Speed of a module's flash, which the image says and esptool knows; no Bluetooth in ours.
+NOT_OURS = re.compile(r"BT_.*|ESPTOOLPY_FLASH(MODE|FREQ|SIZE)_.*|PARTITION_TABLE_CUSTOM_FILENAME")
+# Those of Mbed TLS's own CMakeLists.txt, which ESP-IDF builds it with.
+AS_MBED_TLS = (
+    "-Wwrite-strings -Wmissing-prototypes -Wformat=2 -Wno-format-nonliteral -Wvla -Wlogical-op "
+    "-Wshadow -Wformat-signedness -Wformat-overflow=2 -Wformat-truncation"
+).split()
+TLS = sorted((SOURCE / "lib" / "mbedtls" / "library").glob("ssl_*.c"))
 MODULES = f"-DUSER_C_MODULES={FIRMWARE / 'modules' / 'micropython.cmake'}"
 OURS = sorted((FIRMWARE / "modules").glob("*/*.c"))
 esp32 = espboards.script("esp32")
@@ -68,6 +77,21 @@ def test_our_settings_are_the_last_word_over_micropythons(configured) -> None:
     assert got["ESPTOOLPY_FLASHSIZE_4MB"] == "y" and not got["ESPTOOLPY_FLASHSIZE_8MB"]
     # Stock's settings are there too: without them the port does not build.
     assert got["FREERTOS_THREAD_LOCAL_STORAGE_POINTERS"] == "2"
+
+
+def test_a_chip_has_what_stocks_own_board_of_it_sets(configured) -> None:
+    """Some of that is there because the chip does not run without."""
+    board, folder = configured
+    got = dict(line.split("=", 1) for line in seen(folder, "sdkconfig"))
+    stock = SOURCE / "ports" / "esp32" / "boards" / STOCK[TARGETS[board]]
+    named = re.findall(r"boards/\S+", (stock / "mpconfigboard.cmake").read_text())
+    theirs: dict[str, str] = {}
+    for name in named or ["boards/sdkconfig.base"]:
+        theirs |= esp32.settings((stock.parent.parent / name).read_text())
+    ours = esp32.settings((BOARDS / "sdkconfig.outpost").read_text())
+    for name, value in theirs.items():
+        if name not in ours and not NOT_OURS.fullmatch(name):
+            assert got.get(name, "") == ("" if value == "n" else value.strip('"')), name
 
 
 @pytest.mark.parametrize(
@@ -179,6 +203,13 @@ def test_our_c_compiles_for_an_esp32_c3_without_a_warning(path: Path, tmp_path: 
     done = compile_c(path, tmp_path / "out.o")
     assert done.returncode == 0, done.stderr
     done = compile_c(path, tmp_path / "out.o", "-DCONFIG_NVS_ENCRYPTION=1")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", TLS, ids=lambda path: path.name)
+def test_mbed_tls_takes_our_configuration_without_a_warning(path: Path, tmp_path: Path) -> None:
+    """The length of a record is a variable there; ESP-IDF builds it with -Werror."""
+    done = compile_c(path, tmp_path / "out.o", *AS_MBED_TLS)
     assert done.returncode == 0, done.stderr
 
 

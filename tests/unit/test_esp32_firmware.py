@@ -27,10 +27,15 @@ def clone(folder: Path, version: str = "1.26.1", submodules: bool = True) -> Pat
         f"#define MICROPY_VERSION_MICRO {micro}\n"
     )
     (tree / "ports" / "esp32").mkdir(parents=True)
-    for module in ("berkeley-db-1.xx", "tinyusb"):
+    # As `make -C ports/esp32 submodules` leaves a clone of 1.26 or later: lib/tinyusb stays empty.
+    for module, file in (
+        ("berkeley-db-1.xx", "README"),
+        ("micropython-lib", "README.md"),
+        ("tinyusb", None),
+    ):
         (tree / "lib" / module).mkdir(parents=True)
-        if submodules:
-            (tree / "lib" / module / "README").touch()
+        if submodules and file:
+            (tree / "lib" / module / file).touch()
     (tree / "ports" / "esp32" / "Makefile").write_text(MAKEFILE)
     return tree
 
@@ -38,6 +43,7 @@ def clone(folder: Path, version: str = "1.26.1", submodules: bool = True) -> Pat
 # Does what ESP-IDF's build would leave behind, out of the files that the test puts beside it.
 MAKEFILE = """\
 all:
+\t@test ! -e $(BUILD)/sdkconfig || echo kept > kept
 \t@echo "$(BOARD)|$(BOARD_DIR)|$(CMAKE_ARGS)|$$IDF_PATH" > called
 \t@mkdir -p $(BUILD)
 \t@cp -r result/. $(BUILD)
@@ -104,6 +110,8 @@ def test_what_is_not_a_tree_is_refused(tmp_path: Path) -> None:
     assert "BOARD is one of OUTPOST_ESP32, " in refused(esp32.Order("ESP32_GENERIC", good, other))
     bare = clone(tmp_path / "bare", submodules=False)
     assert "submodules" in refused(esp32.Order(BOARD, bare, other))
+    (bare / "lib" / "berkeley-db-1.xx" / "README").touch()
+    assert "no lib/micropython-lib" in refused(esp32.Order(BOARD, bare, other))
 
 
 def test_the_versions_that_will_do_are_told(tmp_path: Path) -> None:
@@ -153,6 +161,15 @@ def test_a_build_calls_micropythons_make_with_our_board(made, capsys) -> None:
     assert called[3] == str(order.idf)
     said = capsys.readouterr().out
     assert "1048576 of 2031616 bytes" in said and "--firmware" in said and "--layout single" in said
+
+
+def test_a_second_build_asks_for_our_settings_anew(made) -> None:
+    """ESP-IDF reads the defaults only where there is no sdkconfig of an earlier build."""
+    order, _ = made
+    esp32.run(order)
+    esp32.run(order)
+    assert (order.out / "esp-idf" / "sdkconfig").is_file()
+    assert not (order.micropython / "ports" / "esp32" / "kept").exists()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 //
 // Owns the start of the NVS (MICROPY_BOARD_STARTUP in outpost_board.h). Stock MicroPython erases the
 // NVS, identity and all, when it finds no free page or a newer format in it. Here nothing is ever
-// erased: an NVS without a free page is opened for reading, so that the board still knows who it is.
+// erased: an NVS without a free page is opened for reading, so that the board still knows who it is
+// (tlspolicy_store.c gives esp32.NVS, which asks for writing, what there is).
 // Never lets Wi-Fi become an access point, whatever Python asks for.
 
 #include <stdio.h>
@@ -13,31 +14,22 @@
 #include "esp_wifi.h"
 #include "nvs_flash.h"
 
-#include "sdkconfig.h"
-
 void outpost_startup(void);
 esp_err_t __real_esp_wifi_set_mode(wifi_mode_t mode);
 esp_err_t __wrap_esp_wifi_set_mode(wifi_mode_t mode);
 
-#if !CONFIG_NVS_ENCRYPTION
-// ESP-IDF wants a free page of a partition that it may write, and none of one marked read-only.
+// ESP-IDF wants a free page of a partition that it may write, and none of one marked read-only. It
+// looks the partition up in its own list, in RAM, for a plain NVS and for an encrypted one: marked
+// there, as "readonly" in the table would do it, both are opened.
 static esp_err_t open_for_reading(void) {
-    static esp_partition_t readable;
-    const esp_partition_t *found = esp_partition_find_first(
+    esp_partition_t *listed = (esp_partition_t *)esp_partition_find_first(
         ESP_PARTITION_TYPE_DATA, ESP_PARTITION_SUBTYPE_DATA_NVS, "nvs");
-    if (found == NULL) {
+    if (listed == NULL) {
         return ESP_ERR_NOT_FOUND;
     }
-    readable = *found;
-    readable.readonly = true;
-    return nvs_flash_init_partition_ptr(&readable);
+    listed->readonly = true;
+    return nvs_flash_init();
 }
-#else
-// ESP-IDF opens an encrypted NVS by its label alone, and so for writing alone.
-static esp_err_t open_for_reading(void) {
-    return ESP_ERR_NVS_NO_FREE_PAGES;
-}
-#endif
 
 void outpost_startup(void) {
     esp_err_t err = nvs_flash_init();

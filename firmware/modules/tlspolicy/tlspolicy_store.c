@@ -27,7 +27,13 @@ esp_err_t __wrap_nvs_open(const char *name, nvs_open_mode_t mode, nvs_handle_t *
     if (name != NULL && strcmp(name, KEYS_NAMESPACE) == 0) {
         return ESP_ERR_NVS_INVALID_NAME;
     }
-    return __real_nvs_open(name, mode, handle);
+    esp_err_t err = __real_nvs_open(name, mode, handle);
+    if (err == ESP_ERR_NOT_ALLOWED && mode == NVS_READWRITE) {
+        // The NVS has no free page and was opened for reading (espboard.c). esp32.NVS asks for both:
+        // it gets what there is, so that the board still knows who it is; what it sets is refused.
+        err = __real_nvs_open(name, NVS_READONLY, handle);
+    }
+    return err;
 }
 
 static void name_of(unsigned slot, char name[3]) {

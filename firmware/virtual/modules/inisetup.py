@@ -18,17 +18,23 @@ _BOOT = """\
 _PAGE = 256
 
 
-def setup():
-    # The new file system, or None where there is one that cannot be read.
+def blank():
     block = bytearray(bdev.ioctl(5, 0))
-    blank = b"\xff" * len(block)
+    erased = b"\xff" * len(block)
     for number in range(bdev.ioctl(4, 0)):  # 4: how many blocks
         bdev.readblocks(number, block)
         if number < 2:
-            block[:_PAGE] = blank[:_PAGE]
-        if block != blank:
-            print("The file system in partition vfs is corrupt: write the flash image again.")
-            return None
+            block[:_PAGE] = erased[:_PAGE]
+        if block != erased:
+            return False
+    return True
+
+
+def setup():
+    # The new file system, or None where there is one that cannot be read.
+    if not blank():
+        print("The file system in partition vfs is corrupt: write the flash image again.")
+        return None
     print("Performing initial setup")
     vfs.VfsLfs2.mkfs(bdev)
     fs = vfs.VfsLfs2(bdev)

@@ -49,6 +49,10 @@ function(idf_component_register)
     set(COMPONENT_TARGET main PARENT_SCOPE)
 endfunction()
 
+# MicroPython 1.26 names its lock file by this.
+function(idf_build_set_property)
+endfunction()
+
 macro(project name)
     _project(${name} C ASM)
     find_package(Python3 REQUIRED COMPONENTS Interpreter)
