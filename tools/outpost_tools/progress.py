@@ -56,6 +56,12 @@ class Bar:
     def _pause(self, event: dict[str, Any]) -> None:
         self._say(f"pause of {event['seconds']:.0f} s before the next wave")
 
+    def _trouble(self, event: dict[str, Any]) -> None:
+        self._say(f"{event['why']} Waiting.")
+
+    def _ending(self, _event: dict[str, Any]) -> None:
+        self._say("stopping: who is being sent it gets the whole of it, and nobody else")
+
     def _stopped(self, event: dict[str, Any]) -> None:
         self._say(f"stopped: {event['why']}")
 

@@ -129,7 +129,7 @@ def trust_rollout(
     from outpost_tools.cli.service import seconds_of
     from outpost_tools.ending import until_told
     from outpost_tools.rollout import Limits, Rollout
-    from outpost_tools.waves import Ledger
+    from outpost_tools.waves import Ledger, alone
 
     limits = Limits(
         failures,
@@ -141,12 +141,14 @@ def trust_rollout(
     with _cargo(folder, path, connection, endpoint, ecc, as_json) as cargo:
         name = f"trust-{cargo.what['version']}-{cargo.what['sha256'][:8]}.jsonl"
         ledger = Ledger(state or folder / "rollouts" / name)
+        if ledger.begun:
+            ledger.check(cargo.kind, cargo.what)
         planned = cargo.plan(ledger, only, first or [], waves)
         if dry_run:
             _show_plan(planned, ledger, as_json)
             return
         good = False  # where a Ctrl-C ends it
-        with ledger.held(), until_told():
+        with alone(folder / "rollouts" / "trust.lock", "a rollout"), ledger.held(), until_told():
             cargo.begin(ledger, planned)
             with _bar(sum(map(len, ledger.waves)), as_json) as tell:
                 cargo.show = tell
@@ -263,18 +265,23 @@ def _show_end(ledger: Any, counts: dict[str, int], as_json: bool) -> None:
 def _show_status(rows: list[Any], facts: dict[str, Any], ending: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("device", "", "version", "root of its last connection", "first expiry", "change")
     for row in rows:
         days = "" if row.expires_days is None else f"{row.expires_days} days"
-        table.add_row(
+        cells = (
             row.device,
-            "connected" if row.connected else "away",
-            "not told" if row.version is None else f"{row.version}{' behind' * row.behind}",
+            "connected" if row.connected else f"away since {row.seen[:10]}" if row.seen else "away",
+            f"{row.version}{' behind' * row.behind}{' unknown' * row.unknown}"
+            if row.version is not None
+            else "not told",
             row.root or "not told",
             f"{days}!" if row.expiring else days,
             row.change,
         )
+        # What a device says of itself is text, not rich's markup.
+        table.add_row(*map(Text, cells))
     Console().print(table)
     newest = "There is no bundle yet" if facts["newest"] is None else f"Newest: {facts['newest']}"
     typer.echo(
