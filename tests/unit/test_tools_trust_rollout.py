@@ -69,7 +69,8 @@ def test_a_bundle_is_pushed_and_the_devices_own_word_is_waited_for(world, fleet,
     device = fleet.connect("pump-1")
     bundle("--root", root_file(tmp_path))
     said = outpost("trust", "push", "pump-1").output
-    assert "pump-1 uses version 2" in said and "is verified with version 2" in said
+    assert "pump-1 uses version 2" in said
+    assert f"localhost:{world.hub.port} is verified with version 2, by Outpost" in said
     assert len(device.taken) == 1
     assert "pump-1 uses version 2" in outpost("trust", "push", "pump-1").output
     assert len(device.taken) == 1, "it has it already"
@@ -238,6 +239,11 @@ def test_status_tells_version_root_and_who_is_behind(world, fleet):
     assert [row["device"] for row in status("--behind")["rows"]] == ["pump-2", "pump-3"]
     shown = outpost("trust", "status").output
     assert "2 behind" in shown and "pump-3" in shown
+    fleet.devices["pump-2"].report(2)
+    fleet.connect("pump-3", version=2)
+    assert eventually(lambda: status()["behind"] == 0)
+    shown = outpost("trust", "status", "--behind").output
+    assert shown.startswith("Newest: 2. 3 devices"), "no empty table"
 
 
 def certs_print(der: bytes) -> str:
@@ -361,4 +367,22 @@ def test_a_hub_that_is_lost_while_a_device_is_sent_it_fails_nobody(world, fleet,
         assert "does it run there" in said.output
     assert device.taken == []
     assert rollout("--only", "pump-1", code=3)["failed"] == 0
+    assert len(device.taken) == 1
+
+
+def test_a_killed_rollout_is_resumed_and_the_device_that_was_being_sent_it_is_not_lost(
+    world, fleet
+):
+    """kill -9: no word was said, no lock is left behind, the file is whole."""
+    device = fleet.connect("pump-1", "silent")
+    bundle()
+    words = [PROGRAM, "trust", "rollout", "--first", "pump-1", "--patience", "60s"]
+    running = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert eventually(lambda: device.taken, 30)
+    running.kill()
+    running.wait(30)
+    device.report(2)
+    assert eventually(lambda: status()["versions"].get("2") == 1)
+    found = rollout(code=3)
+    assert found["done"] == 1 and found["missed"] == ["pump-2", "pump-3"]
     assert len(device.taken) == 1

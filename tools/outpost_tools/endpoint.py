@@ -71,7 +71,9 @@ def split(text: str) -> tuple[str, int | None]:
         raise OutpostError(
             f"{text!r} is no endpoint: give it as HOST or HOST:PORT, without a scheme."
         )
-    if rest and not (port.isascii() and port.isdecimal() and len(port) < 6 and 0 < int(port) < 65536):
+    if rest and not (
+        port.isascii() and port.isdecimal() and len(port) < 6 and 0 < int(port) < 65536
+    ):
         raise OutpostError(f"{port!r} is not a port: give 1 to 65535, as HOST:PORT.")
     return host, int(port) if rest else None
 

@@ -30,7 +30,10 @@ def endpoints(connection: Connection, data: Path, more: Sequence[str]) -> list[E
     local = running.find(data)
     if local is not None and local.service == connection.host:
         address = running.EVERYWHERE.get(local.host, local.host)
-        return [Endpoint((*local.names, local.host)[0], local.port, address), *found]
+        names = (*local.names, local.host)
+        # Devices know it by a name, where it has one.
+        name = next((one for one in names if not one.replace(".", "").isdigit()), names[0])
+        return [Endpoint(name, local.port, address), *found]
     if not found:
         raise OutpostError(
             "Where do the devices connect to? Give it with --endpoint HOST[:PORT]: nothing is sent "

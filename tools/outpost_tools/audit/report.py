@@ -147,6 +147,8 @@ def as_lines(found: Survey, policy: str, bundle: dict[str, Any]) -> Iterator[str
     if expiry := first_expiry(verdict.judgement, found.at):
         yield f"First to expire: {expiry['subject']} on {expiry['not_after'][:10]}"
     yield from (f"Note: {note}" for note in notes(found, verdict))
+    # What ends in the bundle, whether this endpoint needs it or not.
+    yield from (f"Note: {note}" for note in bundle.get("ending", ()))
     yield ""
     for name, one in found.verdicts.items():
         offer = "all suites" if name == "all" else "ECC only"

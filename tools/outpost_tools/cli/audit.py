@@ -102,7 +102,7 @@ def _trusted(bundle: Path | None, root: list[str] | None) -> tuple[list[bytes], 
 
 
 def _bundle(path: Path) -> tuple[list[bytes], dict[str, Any]]:
-    from outpost_tools import agreed, bundle
+    from outpost_tools import agreed, bundle, trustwords
 
     try:
         with path.open("rb") as file:
@@ -110,7 +110,12 @@ def _bundle(path: Path) -> tuple[list[bytes], dict[str, Any]]:
     except OSError as why:
         raise OutpostError(f"Cannot read {path} ({why.strerror}).") from None
     found, _ = bundle.read(data)
-    about = {"source": str(path), "fleet": found.fleet, "version": found.version}
+    about = {
+        "source": str(path),
+        "fleet": found.fleet,
+        "version": found.version,
+        "ending": trustwords.ending(found),
+    }
     return list(found.roots), about
 
 
