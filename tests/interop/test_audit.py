@@ -13,7 +13,7 @@ import servers
 from devca import put_ca
 from outpost_tools.audit import Target, suites, survey, verdict
 from outpost_tools.audit.finish import openssl_name
-from outpost_tools.bundle import factory
+from outpost_tools.bundle import Bundle, factory
 from outpost_tools.cli import app
 from outpost_tools.hub import Hub
 from outpost_tools.pki import DevCA
@@ -178,3 +178,18 @@ def test_openssl_knows_the_designs_suites_by_the_names_that_are_used() -> None:
         command = [servers.need("openssl", "openssl"), "ciphers", "-tls1_2", openssl_name(suite)]
         listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert openssl_name(suite) in listed.strip().split(":")
+
+
+def test_what_ends_in_the_bundle_is_pointed_out_whether_the_endpoint_needs_it_or_not(
+    files: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    chain, key, _ = files
+    short = pki.make("Short CA", pki.key("p256"), ends=100 * pki.DAY)
+    bundle = tmp_path / "trust.bin"
+    made = Bundle("", 0, (CHAIN.root.der, short.der), issued=1)
+    bundle.write_bytes(made.unsigned().encode())
+    with servers.s_server(tmp_path / "s", chain, key) as port:
+        said = CliRunner().invoke(app, ["audit", f"localhost:{port}", "--bundle", str(bundle)])
+    assert said.exit_code == 0
+    assert "Note: The root Short CA ends on" in said.stdout
+    assert "Note: 'localhost' expires in 364 days." in said.stdout

@@ -8,7 +8,8 @@ import threading
 from collections.abc import Mapping, Sequence
 
 import pytest
-from outpost_tools.errors import OutpostError
+from outpost_tools import fleetplan
+from outpost_tools.errors import HubTrouble, OutpostError
 from outpost_tools.rollout import Away, Limits, Outcome, Rollout
 from outpost_tools.waves import AWAY, DONE, FAILED, SENT, WAITING, Ledger, plan
 
@@ -234,4 +235,171 @@ def test_the_state_is_for_its_owner_alone_and_is_lines_of_json(tmp_path):
     _, ledger = rollout(tmp_path, Fleet())
     assert os.stat(ledger.path).st_mode & 0o077 == 0
     lines = [json.loads(line) for line in ledger.path.read_text().splitlines()]
-    assert lines[0] == {"format": 1, "kind": "trust", "what": {"version": 5}}
+    waves = [["pump-0"], TEN[1:4], TEN[4:]]
+    assert lines[0] == {"format": 1, "kind": "trust", "what": {"version": 5}, "waves": waves}
+
+
+# What a run that was cut off leaves behind
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_a_plan_that_was_cut_off_while_it_was_written_is_made_anew_and_keeps_its_waves(
+    tmp_path, share
+):
+    """Half of a plan would put everyone else into one last wave."""
+    path = tmp_path / "s.jsonl"
+    ledger = Ledger(path)
+    with ledger.held():
+        ledger.begin("trust", Fleet.what, plan(TEN, "1,10%,30%"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    again = Ledger(path)
+    assert not again.begun
+    with again.held():
+        again.begin("trust", Fleet.what, plan(TEN, "1,10%,30%"))
+    assert [len(wave) for wave in Ledger(path).waves] == [1, 1, 3, 5]
+
+
+def test_who_only_looks_at_a_rollout_takes_nothing_off_the_line_that_is_being_written(tmp_path):
+    _, ledger = rollout(tmp_path, Fleet())
+    with ledger.path.open("ab") as file:
+        file.write(b'{"device": "pump-0", "state": "fai')
+    before = ledger.path.read_bytes()
+    assert Ledger(ledger.path).counts()[DONE] == 10
+    assert ledger.path.read_bytes() == before
+
+
+def test_a_full_disk_ends_the_rollout_with_a_sentence_and_the_file_stays_readable(
+    tmp_path, monkeypatch
+):
+    ledger = Ledger(tmp_path / "s.jsonl")
+    write = os.write
+    with ledger.held():
+        ledger.begin("trust", Fleet.what, plan(TEN, "100%"))
+
+        def full(handle: int, data: bytes) -> int:
+            if len(data) < 20:
+                raise OSError(28, "No space left on device")
+            return write(handle, data[:20])
+
+        monkeypatch.setattr(os, "write", full)
+        with pytest.raises(OutpostError, match="No space left"):
+            for _ in range(3):
+                ledger.set("pump-0", DONE)
+        monkeypatch.undo()
+    with Ledger(ledger.path).held() as again:
+        assert again.begun
+        again.set("pump-1", DONE)
+    assert Ledger(ledger.path).state("pump-1") == DONE
+
+
+def test_a_place_that_cannot_be_written_to_gets_a_sentence(tmp_path):
+    (tmp_path / "s.lock").mkdir()
+    with pytest.raises(OutpostError, match="Cannot write"), Ledger(tmp_path / "s.jsonl").held():
+        pass
+
+
+def test_the_file_of_another_rollout_is_left_as_it_is(tmp_path):
+    rollout(tmp_path, Fleet(), devices=TEN[:3])
+    other = Fleet()
+    other.what = {"version": 6}
+    ledger = Ledger(tmp_path / "state" / "trust-5.jsonl")
+    before = ledger.path.read_bytes()
+    with ledger.held(), pytest.raises(OutpostError, match="something else"):
+        fleetplan.begin(ledger, other, [*ledger.waves, TEN[3:]])
+    assert ledger.path.read_bytes() == before
+
+
+class Registered:
+    """An operator's view of a hub: its devices alone."""
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self.ids = ids
+
+    def devices(self) -> list[dict]:
+        return [{"deviceId": one} for one in self.ids]
+
+
+def test_newcomers_of_a_rollout_go_out_in_waves_as_well(tmp_path):
+    """`--only` one device first and then everyone: that is not all of the others at once."""
+    ledger = Ledger(tmp_path / "s.jsonl")
+    with ledger.held():
+        ledger.begin("trust", Fleet.what, [["pump-3"]])
+        found = fleetplan.plan(Registered(TEN), ledger, None, [], "1,30%")
+    assert [len(wave) for wave in found] == [1, 1, 3, 5]
+    assert sorted(one for wave in found for one in wave) == TEN
+
+
+# Trouble between here and the hub says nothing of a device
+
+
+class Cut(Fleet):
+    """The hub is lost when so many calls were made, and back after `lasts` more."""
+
+    def __init__(self, after: int, lasts: int = 1 << 30) -> None:
+        super().__init__()
+        self.left, self.lasts = after, lasts
+
+    def _call(self) -> None:
+        self.left -= 1
+        if -self.lasts <= self.left < 0:
+            raise HubTrouble("The hub cannot be used: no connection: does it run there?")
+
+    def push(self, device_id: str) -> Outcome | None:
+        self._call()
+        return super().push(device_id)
+
+    def outcomes(self, device_ids: Sequence[str]) -> Mapping[str, Outcome]:
+        self._call()
+        return super().outcomes(device_ids)
+
+
+@pytest.mark.parametrize("after", range(8))
+def test_a_lost_hub_ends_the_run_and_is_no_failure_of_any_device(tmp_path, after):
+    limits = Limits(parallel=1, patience_s=0.05, poll_s=0.01)
+    with pytest.raises(HubTrouble, match="does it run there"):
+        rollout(tmp_path, Cut(after), limits=limits)
+    counts = Ledger(tmp_path / "state" / "trust-5.jsonl").counts()
+    assert counts[FAILED] == 0
+    good, ledger = rollout(tmp_path, Fleet(), limits=limits)
+    assert good and ledger.counts()[DONE] == 10
+
+
+def test_a_hub_that_does_not_answer_for_a_moment_does_not_end_the_wait(tmp_path):
+    events: list[dict] = []
+    good, _ = rollout(tmp_path, Cut(1, lasts=3), sizes="100%", devices=TEN[:1], events=events)
+    assert good
+    assert sum(event["event"] == "trouble" for event in events) == 1, "it is said once"
+
+
+def test_after_a_ctrl_c_it_is_said_who_still_gets_the_whole_of_it(tmp_path):
+    events: list[dict] = []
+    going = threading.Event()
+
+    class Slow(Fleet):
+        def push(self, device_id: str) -> Outcome | None:
+            going.set()
+            return super().push(device_id)
+
+    def tell(event: dict) -> None:
+        events.append(event)
+        if event["event"] == "device":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rollout(tmp_path, Slow(), sizes="100%", made={"tell": tell})
+    assert "ending" in [event["event"] for event in events]
+
+
+def test_a_fleet_of_five_hundred_is_no_burden_to_the_file(tmp_path):
+    many = [f"pump-{n}" for n in range(500)]
+    good, ledger = rollout(tmp_path, Fleet(), sizes="1,10%,30%", devices=many)
+    assert good and [len(wave) for wave in ledger.waves] == [1, 50, 150, 299]
+    assert ledger.path.stat().st_size < 500 * 300
+    assert Ledger(ledger.path).counts()[DONE] == 500
+
+
+def test_a_fleet_of_one_is_one_wave(tmp_path):
+    assert plan(["pump-1"], "1,10%,30%") == [["pump-1"]]
+    good, ledger = rollout(tmp_path, Fleet(), sizes="1,10%,30%", devices=["pump-1"])
+    assert good and ledger.counts()[DONE] == 1

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import bundles
@@ -206,8 +207,11 @@ def test_a_root_that_ends_within_the_year_is_pointed_out_everywhere(office, days
     root = office.root("Short CA", days + 1)
     said = [office.new("--root", root), office.trust("inspect", office.draft)]
     said.append(office.trust("sign", office.draft, data="anna"))
-    office.trust("keep", office.draft)
+    said.append(office.trust("keep", office.draft, "-o", office.folder / "short.bin"))
     said.append(office.trust("inspect"))
+    made = office.data / "trust" / "000002.bin"
+    office.outpost("device", "new", "pump-7")
+    said.append(office.outpost("image", "pump-7", "--bundle", made, "-o", office.folder / "i.bin"))
     for text in said:
         assert "The root Short CA ends on 20" in text and f"in {days} day" in text
 
@@ -306,12 +310,14 @@ def test_more_roots_than_a_device_holds_are_refused(office):
         (("--key", "nobody"), "none of the keys"),
         (("--host", "files.example"), "is no host"),
         (("--recovery", "r.example"), "is no recovery endpoint"),
+        (("--software", "anna"), "give another --software-threshold"),
         ((), "Say what is to be removed"),
     ],
 )
 def test_a_removal_that_would_harm_or_does_nothing_gets_a_sentence(office, words, word):
     office.first("anna", "ben")
-    office.new()
+    software = [word for one in ("anna", "ben") for word in ("--software", office.signer(one))]
+    office.new(*software)
     assert word in office.refused("remove", office.draft, *words)
 
 
@@ -480,7 +486,8 @@ def test_revoke_raises_the_floor_and_nothing_lowers_it(office):
     office.first("anna")
     office.new()
     office.next("anna")
-    assert "versions below 3 are not used any more" in office.trust("revoke", "-o", office.draft)
+    said = office.trust("revoke", "-o", office.draft)
+    assert "versions below 3 are not used any more" in said and "of anna (" in said
     office.next("anna")
     assert office.facts()["floor"] == 3
     assert "can rise to 4" in office.refused("revoke", "--below", 3)
@@ -518,3 +525,90 @@ def test_nothing_that_is_kept_or_carried_has_a_secret_in_it(office):
         assert key.split(b"\n")[1] not in path.read_bytes()
         assert WORDS.encode() not in path.read_bytes()
     assert os.stat(office.data / "trust").st_mode & 0o077 == 0
+
+
+# Nothing is overwritten that somebody would miss
+
+
+def test_a_draft_that_somebody_has_signed_is_not_overwritten_by_a_new_one(office):
+    office.first("anna", "ben")
+    office.new()
+    office.new()  # nobody had signed it
+    office.sign("anna")
+    before = office.draft.read_bytes()
+    for words in (("new",), ("revoke",)):
+        assert "somebody has signed it" in office.refused(*words, "-o", office.draft)
+    assert office.draft.read_bytes() == before
+
+
+def test_a_new_draft_takes_the_place_of_no_other_file(office):
+    office.first("anna")
+    key = office.folder / "anna" / "signers" / "anna.key"
+    before = key.read_bytes()
+    assert "is no draft" in office.refused("new", "-o", key)
+    words = ("sign", "public", "anna", "-o", key)
+    assert "is a private key" in office.outpost(*words, data="anna", code=1)
+    assert "is a signer 'anna' already" in office.outpost(
+        "sign", "new", "anna", "--role", "trust", data="anna", code=1
+    )
+    assert key.read_bytes() == before and os.stat(key).st_mode & 0o077 == 0
+
+
+# Signers whose files disagree
+
+
+def test_copies_of_a_draft_that_were_signed_side_by_side_are_each_one_signature(office):
+    """They are not put together behind anybody's back: the draft goes from one to the next."""
+    office.first("anna", "ben")
+    office.new()
+    copy = office.folder / "copy.draft"
+    copy.write_bytes(office.draft.read_bytes())
+    office.sign("anna")
+    office.trust("sign", copy, data="ben")
+    assert not office.facts(office.draft)["complete"] and not office.facts(copy)["complete"]
+    office.trust("sign", copy, data="anna")
+    assert office.facts(copy)["complete"]
+
+
+def test_a_signature_for_another_draft_does_not_fit_this_one(office):
+    office.first("anna", "ben")
+    office.new("--root", office.root("CA B"))
+    office.sign("anna")
+    other = office.folder / "other.draft"
+    office.trust("new", "-o", other, "--root", office.root("CA X"))
+    theirs = trustdraft.read(other)
+    signed = trustdraft.read(office.draft).envelope.signatures
+    mixed = replace(theirs.envelope, signatures=signed)
+    trustdraft.Draft(mixed, theirs.present).save(other)
+    for command in ("inspect", "sign", "keep"):
+        assert "signature of version 2 is wrong" in office.refused(command, other, data="ben")
+
+
+@pytest.mark.parametrize("k", [0, -1, 4])
+def test_a_threshold_that_could_never_be_met_is_refused(office, k):
+    words = (*office.keys("anna", "ben", "cora"), "--threshold", k, "--root", office.root("CA A"))
+    said = office.trust("new", "-o", office.draft, *words, code=2 if k < 1 else 1)
+    assert "threshold" in said and not office.draft.exists()
+
+
+def test_after_more_changes_of_keys_than_a_device_takes_a_file_is_made_all_the_same(office):
+    """Only who slept through all of the first ones has to be given an older bundle first."""
+    keys = [bundles.key(f"k{n}") for n in range(60)]
+    shelf, before = office.shelf, None
+    for n, key in enumerate(keys):
+        named = envelope.Keys.of(1, [envelope.point_of(key)])
+        root = bundles.root("A").der
+        if before is None:
+            draft = trustdraft.first(office.fleet, (root,), named, 100)
+        else:
+            draft = trustdraft.following(before, 100).edited(keys=named).signed(keys[n - 1])
+        before = draft.signed(key).envelope
+        shelf.put(before)
+    data = shelf.deliverable(before)
+    assert len(data) <= 16384
+    stood = [bundle.Bundle.of(one) for one in shelf.history()]
+    assert bundle.verify(data, stood[40]).version == 60
+    with pytest.raises(OutpostError, match="nobody named"):
+        bundle.verify(data, stood[0])
+    middle = shelf.deliverable(shelf.find(30))
+    assert bundle.verify(middle, stood[0]).version == 30

@@ -10,10 +10,14 @@ from collections.abc import Iterator
 import pytest
 from hubs import eventually
 from operatorworld import PROGRAM, World, outpost
-from outpost_tools import vault
+from outpost_tools import operator, vault, waves
+from outpost_tools.cli import app
+from outpost_tools.delivery import Delivered
+from outpost_tools.errors import HubTrouble
 from outpost_tools.pki import DevCA
 from outpost_tools.trustcargo import Told
 from trustdevices import Fleet
+from typer.testing import CliRunner
 
 import certs
 
@@ -65,7 +69,8 @@ def test_a_bundle_is_pushed_and_the_devices_own_word_is_waited_for(world, fleet,
     device = fleet.connect("pump-1")
     bundle("--root", root_file(tmp_path))
     said = outpost("trust", "push", "pump-1").output
-    assert "pump-1 uses version 2" in said and "is verified with version 2" in said
+    assert "pump-1 uses version 2" in said
+    assert f"localhost:{world.hub.port} is verified with version 2, by Outpost" in said
     assert len(device.taken) == 1
     assert "pump-1 uses version 2" in outpost("trust", "push", "pump-1").output
     assert len(device.taken) == 1, "it has it already"
@@ -234,6 +239,11 @@ def test_status_tells_version_root_and_who_is_behind(world, fleet):
     assert [row["device"] for row in status("--behind")["rows"]] == ["pump-2", "pump-3"]
     shown = outpost("trust", "status").output
     assert "2 behind" in shown and "pump-3" in shown
+    fleet.devices["pump-2"].report(2)
+    fleet.connect("pump-3", version=2)
+    assert eventually(lambda: status()["behind"] == 0)
+    shown = outpost("trust", "status", "--behind").output
+    assert shown.startswith("Newest: 2. 3 devices"), "no empty table"
 
 
 def certs_print(der: bytes) -> str:
@@ -264,3 +274,115 @@ def test_a_device_that_lies_in_its_report_breaks_nothing(trust):
     told = Told.of({"deviceId": "x", "properties": {"reported": {"outpost": {"trust": trust}}}})
     assert told.version is None and told.roots == () and told.anchor is None
     assert len(told.change) <= 200 and told.change.isprintable()
+
+
+def test_words_of_a_device_that_look_like_markup_are_shown_as_they_are(world, fleet):
+    bundle()
+    change = {"version": 2, "outcome": "[/x] [red]all is well[/red]"}
+    fleet.connect("pump-1").report(1, change)
+    assert eventually(lambda: status()["versions"].get("1") == 1)
+    assert "[/x]" in outpost("trust", "status").output
+
+
+def test_a_version_that_nobody_has_made_is_said_to_be_unknown(world, fleet):
+    fleet.connect("pump-1").report(10**9)
+    assert eventually(lambda: status()["versions"].get(str(10**9)) == 1)
+    [row] = [row for row in status()["rows"] if row["device"] == "pump-1"]
+    assert row["unknown"] and not row["behind"]
+
+
+def test_the_words_with_which_a_device_refuses_are_a_line_and_no_play_with_the_terminal():
+    said = Delivered(403, {"error": "\x1b[2J\n" + "x" * 100_000}).why
+    assert said.isprintable() and len(said) <= 200
+    assert Delivered(403, {"error": {"a": 1}}).why == "the device answers 403"
+
+
+def test_a_device_with_another_bundle_of_that_version_is_a_failure(world, fleet):
+    """Half a fleet would have the one, half the other."""
+    device = fleet.connect("pump-1")
+    bundle()
+    device.say({"outpost": {"trust": {"version": 2, "roots": ["00" * 8]}}})
+    assert eventually(lambda: status()["versions"].get("2") == 1)
+    found = rollout("--only", "pump-1", code=1)
+    assert found["failures"] == {"pump-1": "it has another version 2, with other roots"}
+    mine = [certs_print(der)[:16] for der in DevCA(world.data).roots_der()]
+    device.say({"outpost": {"trust": {"version": 2, "roots": mine}}})
+    assert eventually(lambda: rolled_to("pump-1")["done"] == 1)
+
+
+def rolled_to(device_id: str) -> dict:
+    words = ["trust", "rollout", "--json", *QUICK, "--only", device_id]
+    return json.loads(CliRunner().invoke(app, words).stdout)
+
+
+def test_a_device_that_was_removed_from_the_hub_meanwhile_stops_nobody(world, fleet):
+    bundle()
+    assert rollout(code=3)["away"] == 3
+    outpost("device", "remove", "pump-2")
+    for device_id in ("pump-1", "pump-3"):
+        fleet.connect(device_id)
+    found = rollout(code=3)
+    assert found["done"] == 2 and found["missed"] == ["pump-2"]
+
+
+def test_a_second_rollout_waits_for_the_end_of_the_first_whatever_its_bundle(world, fleet):
+    bundle()
+    with waves.alone(world.data / "rollouts" / "trust.lock", "something"):
+        said = outpost("trust", "rollout", code=1)
+    assert "Another program is at work" in said.output
+
+
+def test_a_state_of_something_else_is_not_written_to(world, fleet, tmp_path):
+    bundle()
+    state = tmp_path / "other.jsonl"
+    other = waves.Ledger(state)
+    with other.held():
+        other.begin("trust", {"version": 2, "sha256": "of another fleet"}, [["pump-9"]])
+    before = state.read_bytes()
+    for words in ((), ("--dry-run",)):
+        said = outpost("trust", "rollout", "--state", str(state), *words, code=1)
+        assert "something else" in said.output
+    assert state.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe\n", b"5\n", b'{"format": 1}\n', b"[]\n"])
+def test_a_damaged_state_of_a_rollout_gets_a_sentence(world, fleet, tmp_path, damage):
+    bundle()
+    state = tmp_path / "s.jsonl"
+    state.write_bytes(damage)
+    assert "is damaged" in outpost("trust", "rollout", "--state", str(state), code=1).output
+
+
+def test_a_hub_that_is_lost_while_a_device_is_sent_it_fails_nobody(world, fleet, monkeypatch):
+    device = fleet.connect("pump-1")
+    bundle()
+    lost = HubTrouble("The hub cannot be used: no connection: does it run there?")
+
+    def gone(*_: object) -> None:
+        raise lost
+
+    with monkeypatch.context() as cut:
+        cut.setattr(operator.Operator, "invoke", gone)
+        said = outpost("trust", "rollout", *QUICK, code=1)
+        assert "does it run there" in said.output
+    assert device.taken == []
+    assert rollout("--only", "pump-1", code=3)["failed"] == 0
+    assert len(device.taken) == 1
+
+
+def test_a_killed_rollout_is_resumed_and_the_device_that_was_being_sent_it_is_not_lost(
+    world, fleet
+):
+    """kill -9: no word was said, no lock is left behind, the file is whole."""
+    device = fleet.connect("pump-1", "silent")
+    bundle()
+    words = [PROGRAM, "trust", "rollout", "--first", "pump-1", "--patience", "60s"]
+    running = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert eventually(lambda: device.taken, 30)
+    running.kill()
+    running.wait(30)
+    device.report(2)
+    assert eventually(lambda: status()["versions"].get("2") == 1)
+    found = rollout(code=3)
+    assert found["done"] == 1 and found["missed"] == ["pump-2", "pump-3"]
+    assert len(device.taken) == 1

@@ -200,13 +200,14 @@ def verify(data: bytes, present: Bundle, now: int | None = None) -> Bundle:
 
 
 def deliverable(history: Sequence[Envelope]) -> bytes:
-    """The file for a device at any bundle of the history (oldest first): links and the newest."""
-    data = envelope.encode(envelope.changes(history), history[-1])
-    if len(data) > agreed.TRUST_FILE_MAX_BYTES:
-        raise OutpostError(
-            f"Bundle and changes of keys have {len(data)} bytes; a device takes "
-            f"{agreed.TRUST_FILE_MAX_BYTES}: leave the oldest ones out."
-        )
+    """The file for a device at any bundle of the history (oldest first): links and the newest.
+
+    Of more links than a device takes the newest are in it. Who slept through all of the others
+    has to be given an older bundle first.
+    """
+    links = envelope.changes(history)
+    while len(data := envelope.encode(links, history[-1])) > agreed.TRUST_FILE_MAX_BYTES:
+        links = links[1:]
     return data
 
 

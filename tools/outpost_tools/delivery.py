@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from outpost_tools import agreed
-from outpost_tools.errors import OutpostError
+from outpost_tools.errors import HubTrouble, OutpostError
 from outpost_tools.operator import Operator
 
 PATIENCE_S = 120.0  # without a single call that was answered
 ANSWER_S = 60
 BEGINNINGS = 5
 LEAST_PIECE = 256
+WORDS_MAX = 200
 # Of an Operator's sentences: the device may come back, the hub may have time again.
 PASSING = ("(404103)", "(504101)", "(429)")
 
@@ -39,8 +40,12 @@ class Delivered:
 
     @property
     def why(self) -> str:
+        """In the device's words, which are shown and kept: a line, and no play with terminals."""
         said = self.result.get("error") if isinstance(self.result, Mapping) else None
-        return str(said or f"the device answers {self.status}")
+        words = (
+            "".join(c if c.isprintable() else "?" for c in said) if isinstance(said, str) else ""
+        )
+        return words[:WORDS_MAX] or f"the device answers {self.status}"
 
 
 def through(operator: Operator, device_id: str, connect_s: int = 5) -> Invoke:
@@ -144,7 +149,8 @@ class _Push:
                 if not 0 < wait_s < ends - time.monotonic():
                     return answer
             except OutpostError as why:
-                if not str(why).endswith(PASSING) or time.monotonic() >= ends:
+                passing = isinstance(why, HubTrouble) or str(why).endswith(PASSING)
+                if not passing or time.monotonic() >= ends:
                     raise
             self.pause(wait_s)
 

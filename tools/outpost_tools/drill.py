@@ -22,6 +22,7 @@ from outpost_tools.envelope import Envelope
 from outpost_tools.errors import OutpostError
 from outpost_tools.hub.tls import server_context
 from outpost_tools.pki import DevCA
+from outpost_tools.progress import count
 from outpost_tools.rollout import Limits, Rollout
 from outpost_tools.trustplan import Shipment, verified
 from outpost_tools.waves import DONE, FAILED, Ledger, plan
@@ -99,7 +100,7 @@ class Drill:
     # The phases
 
     def _fleet_under(self, a: DevCA, recovery: Recovery) -> None:
-        self._phase(f"{self.plan.devices} devices under root A")
+        self._phase(f"{count(self.plan.devices)} under root A")
         self.world.open_hub(a)
         first = self.world.first([self.world.root(a)], [recovery])
         self.world.build(first)
@@ -200,7 +201,7 @@ class Drill:
             if event["event"] == "wave":
                 self._step(
                     f"version {made.version}, wave {event['number']} of {event['of']}: "
-                    f"{event['devices']} devices"
+                    f"{count(event['devices'])}"
                 )
 
         def sleep(seconds: float) -> None:

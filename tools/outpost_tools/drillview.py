@@ -58,8 +58,10 @@ class View:
 
     def devices(self) -> RenderableType:
         """A line for each device."""
-        table = Table("device", "hub", "bundle", "root", "messages", "missing")
-        table.add_column("what it said last", no_wrap=True, overflow="ellipsis")
+        table = Table()
+        for title in ("device", "hub", "bundle", "root", "messages", "missing"):
+            table.add_column(title, no_wrap=True)
+        table.add_column("what it said last")  # where it is narrow, this one gives way
         drill = self.drill
         world = getattr(drill, "world", None)
         if drill is None or world is None:
@@ -73,7 +75,7 @@ class View:
                 drill.root_of(told.anchor),
                 str(member.messages),
                 str(member.lost or ""),
-                Text(member.word[:WORD_CHARS]),
+                Text(member.word[:WORD_CHARS], no_wrap=True, overflow="ellipsis"),
             )
         return table
 

@@ -30,7 +30,7 @@ def plan(
     first: Sequence[str],
     sizes: str,
 ) -> list[list[str]]:
-    """The waves: of a rollout that has begun those that it has, and one for newcomers."""
+    """The waves: of a rollout that has begun those that it has, then newcomers in waves."""
     there = devices(operator)
     for device_id in (*(only or ()), *first):
         if device_id not in there:
@@ -40,12 +40,13 @@ def plan(
         return waves.plan(wanted, sizes)
     known = {one for wave in ledger.waves for one in wave}
     more = [one for one in wanted if one not in known]
-    return [*ledger.waves, *([more] if more else [])]
+    return [*ledger.waves, *waves.plan(more, sizes)]
 
 
 def begin(ledger: Ledger, cargo: Named, planned: Sequence[Sequence[str]]) -> None:
     """Put the plan into the ledger, as far as it is not there."""
     if not ledger.begun:
         ledger.begin(cargo.kind, cargo.what, planned)
+    ledger.check(cargo.kind, cargo.what)
     for wave in planned[len(ledger.waves) :]:
         ledger.add(wave)

@@ -23,7 +23,7 @@ from msrest.exceptions import ClientException, HttpOperationError
 
 from outpost_tools import sas
 from outpost_tools.connection import Connection
-from outpost_tools.errors import OutpostError
+from outpost_tools.errors import HubTrouble, OutpostError
 
 API = "api-version=2021-04-12"
 PAGE = 100
@@ -54,6 +54,10 @@ class Message:
     content_encoding: str | None = None
     expiry_s: float | None = None
     ack: str = "none"
+
+
+class NoDevice(OutpostError):
+    """The hub does not have that device."""
 
 
 class Operator:
@@ -344,7 +348,7 @@ def _in_a_sentence(host: str) -> Iterator[None]:
             why = "no connection: does it run there?"
         else:
             why = f"its answer makes no sense ({type(inner).__name__})."
-        raise OutpostError(f"The hub {host} cannot be used: {why}") from None
+        raise HubTrouble(f"The hub {host} cannot be used: {why}") from None
 
 
 def _refused(answer: requests.Response, device_id: str | None) -> OutpostError:
@@ -352,16 +356,16 @@ def _refused(answer: requests.Response, device_id: str | None) -> OutpostError:
     status = answer.status_code
     code, name, text = _error_of(answer)
     if code == 404001 or (status == 404 and device_id and code not in SENTENCES):
-        return OutpostError(
-            f"The hub has no device {device_id!r}: make it with `outpost device new`."
-        )
+        return NoDevice(f"The hub has no device {device_id!r}: make it with `outpost device new`.")
     if status == 409 and device_id:
         return OutpostError(f"The hub has a device {device_id!r} already: choose another id.")
     sentence = SENTENCES.get(code) or SENTENCES.get(status)
+    # What is true of whoever asks says nothing of the device.
+    kind = HubTrouble if status in (401, 403, 429) or status >= 500 else OutpostError
     if sentence:
-        return OutpostError(f"{sentence} ({code or status})")
+        return (OutpostError if code == 504101 else kind)(f"{sentence} ({code or status})")
     said = " ".join(filter(None, (name, text)))[:200]
-    return OutpostError(f"The hub answers {code or status}{': ' + said if said else '.'}")
+    return kind(f"The hub answers {code or status}{': ' + said if said else '.'}")
 
 
 def _error_of(answer: requests.Response) -> tuple[int, str, str]:

@@ -13,6 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from outpost_tools.waves import DONE, FAILED
 
 
+def count(devices: int) -> str:
+    return "1 device" if devices == 1 else f"{devices} devices"
+
+
 class Bar:
     """`with Bar(devices) as tell:` - tell is what rollout.Rollout tells its events."""
 
@@ -37,7 +41,7 @@ class Bar:
     def _wave(self, event: dict[str, Any]) -> None:
         text = f"wave {event['number']} of {event['of']}"
         self._bar.update(self._task, description=text)
-        self._say(f"{text}: {event['devices']} devices")
+        self._say(f"{text}: {count(event['devices'])}")
 
     def _device(self, event: dict[str, Any]) -> None:
         device_id, state, why = event["device"], event["state"], event["why"]
@@ -55,6 +59,12 @@ class Bar:
 
     def _pause(self, event: dict[str, Any]) -> None:
         self._say(f"pause of {event['seconds']:.0f} s before the next wave")
+
+    def _trouble(self, event: dict[str, Any]) -> None:
+        self._say(f"{event['why']} Waiting.")
+
+    def _ending(self, _event: dict[str, Any]) -> None:
+        self._say("stopping: who is being sent it gets the whole of it, and nobody else")
 
     def _stopped(self, event: dict[str, Any]) -> None:
         self._say(f"stopped: {event['why']}")

@@ -3,7 +3,8 @@
 It knows nothing of what is rolled out: a Cargo pushes it to one device and says later what each
 device made of it (trust bundles: trustcargo.py). It owns the order of things and writes each step
 into the ledger (waves.py) before it goes on. A device that is not connected is no failure: it is
-left for the next run. A device that took it and then was not heard of is one.
+left for the next run. A device that took it and then was not heard of is one. Trouble with the hub
+itself ends the run and says nothing of any device.
 """
 
 import time
@@ -12,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from outpost_tools.errors import OutpostError
+from outpost_tools.errors import HubTrouble, OutpostError
 from outpost_tools.waves import AWAY, DONE, FAILED, SENT, WAITING, Ledger
 
 PARALLEL = 8
@@ -43,7 +44,8 @@ class Cargo(Protocol):
 
     def push(self, device_id: str) -> Outcome | None:
         """Give it to one device. An Outcome where that is clear at once (it has it already, it
-        refuses it), None where it will tell. Raises Away; another OutpostError is a failure."""
+        refuses it), None where it will tell. Raises Away, HubTrouble; another OutpostError is a
+        failure."""
 
     def outcomes(self, device_ids: Sequence[str]) -> Mapping[str, Outcome]:
         """What has become clear of these devices since; those without news are left out."""
@@ -68,7 +70,8 @@ class Rollout:
 
     tell  gets what happens as plain data: {"event": "wave", "number", "of", "devices"},
           {"event": "device", "device", "state", "why"}, {"event": "pause", "seconds"},
-          {"event": "stopped", "why"}; from any thread
+          {"event": "trouble", "why"}, {"event": "ending"} after a Ctrl-C, {"event": "stopped",
+          "why"}; from any thread
     """
 
     def __init__(
@@ -79,10 +82,7 @@ class Rollout:
         tell: Callable[[dict[str, Any]], None] = lambda event: None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        if (ledger.kind, ledger.what) != (cargo.kind, dict(cargo.what)):
-            raise OutpostError(
-                f"The rollout in {ledger.path} is of something else: give another --state."
-            )
+        ledger.check(cargo.kind, cargo.what)
         self.ledger, self._cargo, self._limits = ledger, cargo, limits or Limits()
         self._tell, self._sleep = tell, sleep
 
@@ -134,6 +134,9 @@ class Rollout:
         try:
             for job in [pool.submit(self._push, one) for one in todo]:
                 job.result()
+        except KeyboardInterrupt:
+            self._tell({"event": "ending"})
+            raise
         finally:
             # A Ctrl-C above all: whoever is being sent it gets it whole, and nobody else.
             pool.shutdown(cancel_futures=True)
@@ -146,6 +149,8 @@ class Rollout:
             outcome = self._cargo.push(device_id)
         except Away as why:
             self._set(device_id, AWAY, str(why))
+        except HubTrouble:
+            raise
         except OutpostError as why:
             self._set(device_id, FAILED, str(why))
         else:
@@ -157,11 +162,20 @@ class Rollout:
     def _listen(self, wave: Sequence[str]) -> None:
         """Wait for what those who were sent it say; who says nothing in time has failed."""
         ends = time.monotonic() + self._limits.patience_s
+        trouble = None
         while waiting := self.ledger.in_state(SENT, among=wave):
-            self._hear(waiting)
+            try:
+                self._hear(waiting)
+                trouble = None
+            except HubTrouble as why:
+                if trouble is None:
+                    self._tell({"event": "trouble", "why": str(why)})
+                trouble = why
             if not (waiting := self.ledger.in_state(SENT, among=wave)):
                 return
             if time.monotonic() >= ends:
+                if trouble:
+                    raise trouble
                 for device_id in waiting:
                     why = f"it was not heard of within {self._limits.patience_s:.0f} s"
                     self._set(device_id, FAILED, why)

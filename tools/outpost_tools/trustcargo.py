@@ -5,6 +5,7 @@ its last connection, what became of the last change. It owns nothing; the hub, t
 real IoT Hub alike, has it all.
 """
 
+import contextlib
 import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from outpost_tools import delivery
+from outpost_tools.bundle import Bundle
 from outpost_tools.envelope import Envelope
 from outpost_tools.errors import OutpostError
-from outpost_tools.operator import Operator
+from outpost_tools.operator import NoDevice, Operator
 from outpost_tools.rollout import Away, Outcome
 
 NOT_THERE = "(404103)"
 IN_USE, ON_TRIAL = "in use", "on trial"
+MARK_DIGITS = 16  # of a root's SHA-256, as devices report it
 EACH_MAX = 40  # of more devices the twins are asked for all at once
 
 
@@ -88,6 +91,8 @@ class TrustCargo:
         patience_s: float = delivery.PATIENCE_S,
     ) -> None:
         self._operator, self._data, self._version = operator, data, made.version
+        roots = Bundle.of(made).roots
+        self._marks = {hashlib.sha256(root).hexdigest()[:MARK_DIGITS] for root in roots}
         self.what: Mapping[str, Any] = {
             "version": made.version,
             "sha256": hashlib.sha256(made.head()).hexdigest(),
@@ -97,10 +102,16 @@ class TrustCargo:
         self._lock = threading.Lock()
 
     def push(self, device_id: str) -> Outcome | None:
-        told = Told.of(self._operator.twin(device_id))
+        try:
+            twin = self._operator.twin(device_id)
+        except NoDevice:
+            raise Away("the hub has no such device any more") from None
+        told = Told.of(twin)
         if told.version is not None and told.version >= self._version:
-            return Outcome(True, _has(told.version, self._version))
-        invoke = delivery.through(self._operator, device_id)
+            return self._has(told)
+        # The hub's word may be late: it is asked all the same, without a long wait.
+        there = twin.get("connectionState") == "Connected"
+        invoke = delivery.through(self._operator, device_id, 5 if there else 1)
         try:
             delivery.status(invoke, self.kind)
         except OutpostError as why:
@@ -155,11 +166,15 @@ class TrustCargo:
             wanted = set(device_ids)
             twins = (twin for twin in self._operator.devices() if twin["deviceId"] in wanted)
             return {twin["deviceId"]: Told.of(twin) for twin in twins}
-        return {one: Told.of(self._operator.twin(one)) for one in device_ids}
+        found = {}
+        for one in device_ids:
+            with contextlib.suppress(NoDevice):
+                found[one] = Told.of(self._operator.twin(one))
+        return found
 
     def _judge(self, device_id: str, told: Told) -> Outcome | None:
         if told.version is not None and told.version >= self._version:
-            return Outcome(True, _has(told.version, self._version))
+            return self._has(told)
         if told.change_version != self._version or told.change in ("", IN_USE, ON_TRIAL):
             return None
         with self._lock:
@@ -168,6 +183,10 @@ class TrustCargo:
             return None  # that was said of an earlier attempt
         return Outcome(False, f"it went back: {told.change}")
 
-
-def _has(version: int, wanted: int) -> str:
-    return "" if version == wanted else f"it has a newer one, version {version}"
+    def _has(self, told: Told) -> Outcome:
+        if told.version != self._version:
+            return Outcome(True, f"it has a newer one, version {told.version}")
+        # Signers who were deceived may have made two of one version.
+        if told.roots and set(told.roots) != self._marks:
+            return Outcome(False, f"it has another version {self._version}, with other roots")
+        return Outcome(True)

@@ -158,8 +158,14 @@ def add_keys(present: Keys, more: Iterable[NamedKey], threshold: int | None) -> 
     return Keys.of(threshold or present.threshold or _most(len(points)), points)
 
 
-def remove_keys(present: Keys, names: Sequence[str], called: dict[str, str], k: int | None) -> Keys:
-    """Without the keys of these names or ids."""
+def remove_keys(
+    present: Keys,
+    names: Sequence[str],
+    called: dict[str, str],
+    k: int | None,
+    option: str = "threshold",
+) -> Keys:
+    """Without the keys of these names or ids; `option` is what says how many must sign."""
     points = list(present.points)
     for name in names:
         found = [
@@ -179,7 +185,7 @@ def remove_keys(present: Keys, names: Sequence[str], called: dict[str, str], k: 
     if threshold > len(points):
         raise OutpostError(
             f"{threshold} signatures are wanted and {len(points)} keys would be left: add a key, "
-            "or give another --threshold."
+            f"or give another --{option}."
         )
     return Keys.of(threshold, points)
 

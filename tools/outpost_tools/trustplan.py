@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from outpost_tools import endpoint, fleetplan, trustparts, trustwords
+from outpost_tools import endpoint, fleetplan, trustwords
+from outpost_tools.audit import NotAsked
 from outpost_tools.bundle import Bundle
 from outpost_tools.connection import Connection
 from outpost_tools.endpoint import Endpoint, Seen
@@ -29,7 +30,10 @@ def endpoints(connection: Connection, data: Path, more: Sequence[str]) -> list[E
     local = running.find(data)
     if local is not None and local.service == connection.host:
         address = running.EVERYWHERE.get(local.host, local.host)
-        return [Endpoint((*local.names, local.host)[0], local.port, address), *found]
+        names = (*local.names, local.host)
+        # Devices know it by a name, where it has one.
+        name = next((one for one in names if not one.replace(".", "").isdigit()), names[0])
+        return [Endpoint(name, local.port, address), *found]
     if not found:
         raise OutpostError(
             "Where do the devices connect to? Give it with --endpoint HOST[:PORT]: nothing is sent "
@@ -44,9 +48,10 @@ def verified(made: Bundle, seen: Sequence[Seen]) -> list[str]:
     for one in seen:
         if not one.good:
             raise OutpostError(
-                f"Version {made.version} would strand the fleet: {one.why} Nothing was sent."
+                f"Version {made.version} would strand the fleet at {one.endpoint}: {one.why} "
+                "Nothing was sent."
             )
-        names = ", ".join(trustparts.common_name(made.roots[n]) for n in one.anchors)
+        names = " and ".join(one.roots)
         lines.append(f"{one.endpoint} is verified with version {made.version}, by {names}.")
         if one.ends is not None:
             days = trustwords.days_until(one.ends)
@@ -61,8 +66,7 @@ def recoverable(made: Bundle) -> list[str]:
     for point in made.recovery:
         where = Endpoint(point.host, point.port)
         try:
-            seen = endpoint.look(where, [point.pin])
-            why = seen.why
+            why = endpoint.look(where, [point.pin], dated=False).why
         except OutpostError as trouble:
             why = str(trouble)
         if why:
@@ -80,7 +84,10 @@ class Shipment(TrustCargo):
         self._operator = operator
 
     def check(self, where: Sequence[Endpoint], ecc_only: bool = False) -> list[str]:
-        seen = [endpoint.look(one, self._bundle.roots, ecc_only=ecc_only) for one in where]
+        try:
+            seen = [endpoint.look(one, self._bundle.roots, ecc_only=ecc_only) for one in where]
+        except NotAsked as why:
+            raise OutpostError(f"{why} Nothing was verified, and nothing was sent.") from None
         lines = verified(self._bundle, seen)
         lines += [f"Note: {line}" for line in trustwords.ending(self._bundle)]
         return lines + recoverable(self._bundle)

@@ -11,9 +11,8 @@ from typing import Any
 from outpost_tools import trustparts
 from outpost_tools.bundle import Bundle
 from outpost_tools.envelope import Envelope
-from outpost_tools.trustcargo import IN_USE, Told
+from outpost_tools.trustcargo import IN_USE, MARK_DIGITS, Told
 
-MARK_DIGITS = 16  # of a root's SHA-256, as devices report it
 SOON_DAYS = 365
 
 
@@ -27,6 +26,7 @@ class Row:
     change: str
     behind: bool
     seen: str
+    unknown: bool = False  # it reports a version that nobody here has made
 
     @property
     def expiring(self) -> bool:
@@ -47,7 +47,8 @@ def _name(der: bytes) -> str:
 def rows(
     twins: Iterable[Mapping[str, Any]], names: Mapping[str, str], newest: int | None
 ) -> list[Row]:
-    """One for each device, by id. `newest` is the version that all are to have."""
+    """One for each device, by id. `newest` is the version that all are to have, and the highest
+    that there is."""
     found = []
     for twin in twins:
         told = Told.of(twin)
@@ -64,10 +65,16 @@ def rows(
                 told.expires_days,
                 change,
                 newest is not None and (told.version or 0) < newest,
-                str(twin.get("lastActivityTime") or ""),
+                _when(twin.get("lastActivityTime")),
+                newest is not None and (told.version or 0) > newest,
             )
         )
     return sorted(found, key=lambda row: row.device)
+
+
+def _when(text: Any) -> str:
+    """A time of the hub's; the year 1 is its word for never."""
+    return text if isinstance(text, str) and not text.startswith("0001") else ""
 
 
 def summary(found: list[Row], newest: int | None) -> dict[str, Any]:

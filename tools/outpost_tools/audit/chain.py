@@ -90,8 +90,13 @@ def read(der: bytes) -> Seen:
     return Seen(der, x509.load_der_x509_certificate(der))
 
 
-def judge(sent: Sequence[bytes], roots: Sequence[Seen], host: str, now: dt.datetime) -> Judgement:
-    """Walks from the server's certificate to a root, as mbedtls does."""
+def judge(
+    sent: Sequence[bytes], roots: Sequence[Seen], host: str, now: dt.datetime, dated: bool = True
+) -> Judgement:
+    """Walks from the server's certificate to a root, as mbedtls does.
+
+    dated  whether dates count: at a recovery endpoint they do not
+    """
     found = Judgement()
     chain: list[Seen] = []
     for number, der in enumerate(sent, 1):
@@ -112,11 +117,14 @@ def judge(sent: Sequence[bytes], roots: Sequence[Seen], host: str, now: dt.datet
     child, index, trusted = chain[0], 0, False
     while True:
         found.path.append(child)
-        found.stops += _dates(child, now, trusted)
+        found.stops += _dates(child, now, trusted) if dated else []
         if trusted:
             found.root = child
             return found
         found.stops += _strength(child)
+        if child is chain[0] and _is_one_of(child, roots):
+            found.root = child
+            return found
         parent, index, trusted = _parent(child, index, chain, roots, len(found.path) - 1, now)
         if parent is None:
             found.stops.append(_why_no_parent(child, chain, roots))
@@ -128,6 +136,11 @@ def judge(sent: Sequence[bytes], roots: Sequence[Seen], host: str, now: dt.datet
             )
             return found
         child = parent
+
+
+def _is_one_of(leaf: Seen, roots: Sequence[Seen]) -> bool:
+    """A server's own certificate, signed by itself, that devices were given: a recovery's pin."""
+    return leaf.x509.issuer == leaf.x509.subject and any(one.der == leaf.der for one in roots)
 
 
 def _dates(one: Seen, now: dt.datetime, trusted: bool) -> list[str]:

@@ -8,7 +8,6 @@ from outpost_tools.audit.chain import Judgement
 from outpost_tools.audit.suites import Suite
 from outpost_tools.audit.survey import Size, Survey, Verdict
 
-SOON_DAYS = 30
 YEAR_DAYS = 365
 
 
@@ -102,11 +101,16 @@ def notes(found: Survey, verdict: Verdict) -> list[str]:
         said.append(f"It grants record sizes and does not keep to them: {', '.join(broken)}.")
     if verdict.flight.whole and all(size.granted is None for size in found.sizes):
         said.append("It ignores the record size: a device holds 16 KiB more for this connection.")
-    for one in verdict.judgement.path:
+    if len(verdict.judgements) > 1:
+        said.append(
+            f"It shows {len(verdict.judgements)} different chains: there are several servers "
+            "behind it."
+        )
+    path = {one.sha256: one for judged in verdict.judgements for one in judged.path}
+    for one in path.values():
         days = (one.x509.not_valid_after_utc - found.at).days
-        soon = SOON_DAYS if one is verdict.judgement.path[0] else YEAR_DAYS
-        if 0 <= days < soon:
-            said.append(f"{one.name!r} expires in {days} days.")
+        if 0 <= days < YEAR_DAYS:
+            said.append(f"{one.name!r} expires in {days} day{'' if days == 1 else 's'}.")
     return said
 
 
@@ -143,6 +147,8 @@ def as_lines(found: Survey, policy: str, bundle: dict[str, Any]) -> Iterator[str
     if expiry := first_expiry(verdict.judgement, found.at):
         yield f"First to expire: {expiry['subject']} on {expiry['not_after'][:10]}"
     yield from (f"Note: {note}" for note in notes(found, verdict))
+    # What ends in the bundle, whether this endpoint needs it or not.
+    yield from (f"Note: {note}" for note in bundle.get("ending", ()))
     yield ""
     for name, one in found.verdicts.items():
         offer = "all suites" if name == "all" else "ECC only"

@@ -73,17 +73,25 @@ class Size:
 
 @dataclass
 class Verdict:
-    """What a device of one policy finds."""
+    """What a device of one policy finds.
+
+    judgements  of each chain that was shown: behind one name there may be several servers
+    """
 
     policy: str
     flight: Flight
-    judgement: chains.Judgement
+    judgements: list[chains.Judgement]
     record_size: int | None = None
     stops: list[str] = field(default_factory=list)
 
     @property
     def connects(self) -> bool:
         return not self.stops
+
+    @property
+    def judgement(self) -> chains.Judgement:
+        """Of the chain that was shown last."""
+        return self.judgements[0]
 
 
 @dataclass
@@ -96,6 +104,8 @@ class Survey:
     refused: list[Suite] = field(default_factory=list)  # of the design's
     unknown: list[Suite] = field(default_factory=list)  # of the design's
     sizes: list[Size] = field(default_factory=list)
+    flights: dict[str, list[Flight]] = field(default_factory=dict)  # whole, by policy
+    dated: bool = True
     shown: dict[str, chains.Judgement] = field(default_factory=dict)  # rsa, ecdsa
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     certificate: str = "not asked for"
@@ -126,6 +136,16 @@ class _Asker:
         self._silent = self._silent + 1 if flight.outcome in ("silent", "unreachable") else 0
         return flight
 
+    def as_device(
+        self, found: "Survey", policy: str, record_size: int | None = None
+    ) -> Flight | None:
+        """As a device of that policy asks; whole answers are kept in the survey."""
+        hello = hellos.device_hello(self._target.sni, POLICIES[policy], record_size)
+        flight = self(hello)
+        if flight is not None and flight.whole:
+            found.flights.setdefault(policy, []).append(flight)
+        return flight
+
 
 def survey(
     target: Target,
@@ -144,14 +164,14 @@ def survey(
     progress("is there a TLS server")
     first = _first(target, asker)
     progress("record sizes")
-    _sizes(target, asker, found)
+    _sizes(asker, found, "all")
     progress("protocol versions")
     _versions(target, asker, found)
     progress("suites")
     _suites(target, asker, found)
     progress("certificates")
-    for kind, offered in (("rsa", table.DESIGN_RSA), ("ecdsa", table.DESIGN_ECC)):
-        flight = asker(hellos.device_hello(target.sni, offered))
+    rsa = asker(hellos.device_hello(target.sni, table.DESIGN_RSA))
+    for kind, flight in (("rsa", rsa), ("ecdsa", asker.as_device(found, "ecc"))):
         if flight is not None and flight.whole:
             found.shown[kind] = chains.judge(flight.certificates, trusted, target.sni, at)
     for policy in POLICIES:
@@ -167,13 +187,17 @@ def verdict(
     policy: str = "all",
     with_certificate: bool = False,
     now: dt.datetime | None = None,
+    dated: bool = True,
 ) -> Verdict:
-    """Only whether devices will connect, in about twelve connections. NotAsked as in survey()."""
+    """Only whether devices will connect, in about twelve connections. NotAsked as in survey().
+
+    dated  whether dates count: at a recovery endpoint they do not
+    """
     address = _resolve(target)
     asker = _Asker(target, address)
-    found = Survey(target, address[0], now or dt.datetime.now(dt.UTC))
+    found = Survey(target, address[0], now or dt.datetime.now(dt.UTC), dated=dated)
     first = _first(target, asker)
-    _sizes(target, asker, found)
+    _sizes(asker, found, policy)
     _versions(target, asker, found)
     trusted = [chains.read(der) for der in roots]
     return _verdict(policy, first, trusted, asker, found, with_certificate)
@@ -187,12 +211,11 @@ def _verdict(
     found: Survey,
     with_certificate: bool,
 ) -> Verdict:
-    sni = found.target.sni
-    flight = asker(hellos.device_hello(sni, POLICIES[policy])) or first
-    judgement = chains.Judgement()
-    if flight.whole:
-        judgement = chains.judge(flight.certificates, roots, sni, found.at)
-    made = Verdict(policy, flight, judgement)
+    flight = asker.as_device(found, policy) or first
+    shown = reversed(found.flights.get(policy, []))
+    sent = dict.fromkeys(tuple(one.certificates) for one in shown)
+    judgements = [chains.judge(one, roots, found.target.sni, found.at, found.dated) for one in sent]
+    made = Verdict(policy, flight, judgements or [chains.Judgement()])
     made.stops = _stops(made, found)
     if flight.whole:
         _finish(asker, made, found, with_certificate)
@@ -240,10 +263,10 @@ def _first(target: Target, asker: _Asker) -> Flight:
     )
 
 
-def _sizes(target: Target, asker: _Asker, found: Survey) -> None:
+def _sizes(asker: _Asker, found: Survey, policy: str) -> None:
     for asked in (*agreed.RECORD_SIZES, None):
         size = Size(asked)
-        flight = asker(hellos.device_hello(target.sni, table.OFFERED, asked))
+        flight = asker.as_device(found, policy, asked)
         if flight is not None:
             size.answered, size.granted = flight.whole, flight.granted
             size.largest, size.why = max(flight.records, default=0), flight.why
@@ -298,6 +321,8 @@ def _stops(verdict: Verdict, found: Survey) -> list[str]:
             return [f"{sni} takes none of {which} that devices offer ({flight.why})."]
         return [f"The handshake of a device ends early: {flight.why or flight.outcome}."]
     stops = list(verdict.judgement.stops)
+    for other in verdict.judgements[1:]:
+        stops += [f"Some connections get another chain: {stop}" for stop in other.stops]
     if flight.certificate_bytes > chains.MAX_MESSAGE_BYTES:
         stops.append(
             f"The certificate message has {flight.certificate_bytes} bytes; a device takes "

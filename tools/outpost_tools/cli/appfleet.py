@@ -152,6 +152,7 @@ def app_status(
     """Show which software each device runs, and how its last trial ended."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from outpost_tools.connection import need
     from outpost_tools.operator import Operator
@@ -189,7 +190,7 @@ def app_status(
     table = Table("device", "", "version", "from", "firmware", "last trial")
     for row in rows:
         change = row["change"]
-        table.add_row(
+        cells = (
             row["device"],
             "connected" if row["connected"] else "away",
             "not told" if row["version"] is None else str(row["version"]),
@@ -197,6 +198,8 @@ def app_status(
             "" if row["firmware"] is None else str(row["firmware"]),
             f"{change['kind']} {change['version']}: {change['outcome']}" if change else "",
         )
+        # What a device says of itself is text, not rich's markup.
+        table.add_row(*map(Text, cells))
     Console().print(table)
 
 

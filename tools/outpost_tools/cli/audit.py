@@ -75,20 +75,13 @@ def audit_command(
     raise typer.Exit(WILL if found.verdicts[policy].connects else WILL_NOT)
 
 
-def split(endpoint: str) -> tuple[str, int | None]:
-    """Host and port of HOST, HOST:PORT, [V6] or [V6]:PORT."""
-    if endpoint.startswith("["):
-        host, _, rest = endpoint[1:].partition("]")
-        port = rest.removeprefix(":")
-    elif endpoint.count(":") == 1:
-        host, _, port = endpoint.partition(":")
-    else:
-        host, port = endpoint, ""
-    if not host or "/" in host or len(host) > 253 or not host.isascii():
-        raise typer.BadParameter("Give the endpoint as HOST or HOST:PORT, without a scheme")
-    if port and not (port.isdecimal() and 0 < int(port) < 65536):
-        raise typer.BadParameter(f"{port!r} is not a port")
-    return host, int(port) if port else None
+def split(text: str) -> tuple[str, int | None]:
+    from outpost_tools import endpoint
+
+    try:
+        return endpoint.split(text)
+    except OutpostError as why:
+        raise typer.BadParameter(str(why)) from None
 
 
 def _trusted(bundle: Path | None, root: list[str] | None) -> tuple[list[bytes], dict[str, Any]]:
@@ -109,7 +102,7 @@ def _trusted(bundle: Path | None, root: list[str] | None) -> tuple[list[bytes], 
 
 
 def _bundle(path: Path) -> tuple[list[bytes], dict[str, Any]]:
-    from outpost_tools import agreed, bundle
+    from outpost_tools import agreed, bundle, trustwords
 
     try:
         with path.open("rb") as file:
@@ -117,7 +110,12 @@ def _bundle(path: Path) -> tuple[list[bytes], dict[str, Any]]:
     except OSError as why:
         raise OutpostError(f"Cannot read {path} ({why.strerror}).") from None
     found, _ = bundle.read(data)
-    about = {"source": str(path), "fleet": found.fleet, "version": found.version}
+    about = {
+        "source": str(path),
+        "fleet": found.fleet,
+        "version": found.version,
+        "ending": trustwords.ending(found),
+    }
     return list(found.roots), about
 
 

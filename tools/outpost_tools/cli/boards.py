@@ -310,13 +310,15 @@ def image(
 
 def _bundle(path: Path) -> tuple[bytes, str]:
     """A bundle for an image, and what to call it."""
-    from outpost_tools import bundle
+    from outpost_tools import bundle, trustwords
 
     try:
         content = path.read_bytes()
     except OSError as why:
         raise OutpostError(f"Cannot read {path} ({why.strerror}).") from None
     found = bundle.for_image(content, int(time.time()))
+    for line in trustwords.ending(found):
+        typer.echo(f"Note: {line}", err=True)
     return content, f"bundle {found.version} of {found.fleet}"
 
 

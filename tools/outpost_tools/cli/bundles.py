@@ -30,7 +30,7 @@ KeyOption = Annotated[
 ]
 ThresholdOption = Annotated[
     int | None,
-    typer.Option(metavar="K", help="So many keys must sign the next one."),
+    typer.Option(min=1, metavar="K", help="So many keys must sign the next one."),
 ]
 HostOption = Annotated[
     list[str] | None,
@@ -49,7 +49,7 @@ SoftwareOption = Annotated[
     typer.Option("--software", metavar="FILE", help="Public key that signs software; repeat."),
 ]
 SoftwareThresholdOption = Annotated[
-    int | None, typer.Option(metavar="K", help="So many of them must sign a package.")
+    int | None, typer.Option(min=1, metavar="K", help="So many of them must sign a package.")
 ]
 SignersOption = Annotated[
     bool,
@@ -102,7 +102,7 @@ def trust_new(
     else:
         draft = parts.added(trustdraft.following(before, days, version))
     draft = parts.with_signers(draft) if signers else draft
-    _save(draft, output, folder, as_json)
+    _save(draft, _spare(output, draft, folder), folder, as_json)
 
 
 @trust_app.command("add", epilog="Example: outpost trust add spring.draft --root new-ca.pem")
@@ -151,6 +151,7 @@ def trust_remove(
     software: Annotated[
         list[str] | None, typer.Option(metavar="NAME|ID", help="Software key; repeat.")
     ] = None,
+    software_threshold: SoftwareThresholdOption = None,
     again: Annotated[
         bool, typer.Option("--again", help="Signatures that it has are dropped.")
     ] = False,
@@ -176,13 +177,17 @@ def trust_remove(
         named = [one if ":" in one else f"{one}:443" for one in recovery]
         left = without(tuple(there), named, "recovery endpoint")
         changes["recovery"] = tuple(there[one] for one in left)
-    if software:
+    if software or software_threshold:
+        software = software or []
         held = old.software or Keys()
         ids = [one.hex() for one in held.ids]
-        if set(software) >= {*ids} or set(software) >= {called.get(one, one) for one in ids}:
+        names = [called.get(one, one) for one in ids]
+        if software and (set(software) >= set(ids) or set(software) >= set(names)):
             changes["software"] = None
         else:
-            changes["software"] = trustparts.remove_keys(held, software, called, None)
+            changes["software"] = trustparts.remove_keys(
+                held, software, called, software_threshold, "software-threshold"
+            )
     if not changes:
         raise OutpostError("Say what is to be removed, e.g. --root 'Old CA'.")
     _save(draft.edited(**changes), path, data_dir(data), as_json)
@@ -222,7 +227,8 @@ def trust_revoke(
         raise OutpostError(
             f"The floor is {before.floor}; it can rise to {draft.envelope.version} at the most."
         )
-    _save(draft.edited(floor=floor), output, folder, as_json)
+    draft = draft.edited(Shelf(folder).names(), floor=floor)
+    _save(draft, _spare(output, draft, folder), folder, as_json)
 
 
 @trust_app.command("sign", epilog="Example: outpost trust sign spring.draft --signer anna")
@@ -267,7 +273,8 @@ def trust_sign(
         shelf.take(path)
         if output is not None:
             write_whole(output, shelf.deliverable(draft.envelope), mode=0o644)
-        where = f" and is kept in {output or shelf.folder}"
+        there = f"; {output} is for devices" if output else ""
+        where = f" and is kept in {shelf.folder}{there}"
     elif draft.complete:
         where = ". Take it to where the fleet's bundles are: `outpost trust keep`"
     facts = trustwords.draft_facts(draft)
@@ -298,17 +305,20 @@ def trust_keep(
     as_json: JsonOption = False,
 ) -> None:
     """Put a complete bundle that was signed elsewhere into DATA/trust, among the former ones."""
+    from outpost_tools import bundle, trustwords
     from outpost_tools.trustshelf import Shelf
 
     shelf = Shelf(data_dir(data))
     made = shelf.take(path)
     if output is not None:
         write_whole(output, shelf.deliverable(made), mode=0o644)
-    where = output or shelf.folder
+    ending = trustwords.ending(bundle.Bundle.of(made))
+    kept = f"Version {made.version} is kept in {shelf.folder}"
     answer(
         as_json,
-        {"version": made.version, "file": str(where)},
-        f"Version {made.version} is kept as {where}.",
+        {"version": made.version, "file": str(output or shelf.folder), "ending": ending},
+        *(f"Note: {one}" for one in ending),
+        f"{kept}, and is in {output} for devices." if output else f"{kept}.",
     )
 
 
@@ -382,10 +392,29 @@ def _open_to_change(path: Path, again: bool) -> Any:
     return draft
 
 
-def _save(draft: Any, output: Path | None, folder: Path, as_json: bool) -> None:
-    from outpost_tools import trustwords
+def _spare(output: Path | None, draft: Any, folder: Path) -> Path:
+    """Where a new draft goes: over nothing but a draft that nobody has signed, or that is kept."""
+    from outpost_tools import trustdraft
+    from outpost_tools.trustshelf import Shelf
 
     path = output or Path(f"trust-{draft.envelope.version}.draft")
+    if not path.exists():
+        return path
+    try:
+        old = trustdraft.read(path).envelope
+    except OutpostError:
+        raise OutpostError(f"{path} is there, and is no draft: give another -o.") from None
+    kept = Shelf(folder).find(old.version)
+    if old.signatures and (kept is None or kept.head() != old.head()):
+        raise OutpostError(
+            f"{path} is there, and somebody has signed it: remove it, or give another -o."
+        )
+    return path
+
+
+def _save(draft: Any, path: Path, folder: Path, as_json: bool) -> None:
+    from outpost_tools import trustwords
+
     draft.save(path)
     facts = trustwords.draft_facts(draft)
     answer(as_json, facts, *trustwords.lines(facts), f"{path}: sign it with `outpost trust sign`.")

@@ -114,6 +114,8 @@ def sign_public(
     if output is None:
         typer.echo(pem.decode(), nl=False)
     else:
+        if output.is_file() and b"PRIVATE KEY" in output.read_bytes():
+            raise OutpostError(f"{output} is a private key: give another -o for the public one.")
         write_whole(output, pem, mode=0o644)
         typer.echo(f"{output}: the public key of {name}.")
 

@@ -46,14 +46,15 @@ def trust_push(
     ecc: EccOption = False,
     patience: Annotated[
         str, typer.Option(metavar="TIME", help="To wait for what the device makes of it.")
-    ] = "5m",
+    ] = "15m",
     connection: ConnectionOption = None,
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Deliver a bundle to one device, and wait until it works with it or has gone back.
 
-    Nothing is sent unless devices with that bundle would connect to the hub as it is now.
+    Nothing is sent unless devices with that bundle would connect to the hub as it is now. The exit
+    status is 0 when the device uses it, 1 when it does not, 3 when it was away.
     """
     import tempfile
 
@@ -124,12 +125,12 @@ def trust_rollout(
 
     Nothing is sent unless devices with that bundle would connect to the hub as it is now. The same
     command again goes on where it stopped, with devices that were away or are new. The exit status
-    is 0 when all have it, 1 when some failed, 3 when some were away.
+    is 0 when all have it, 1 when some failed or it was stopped, 3 when some were away.
     """
     from outpost_tools.cli.service import seconds_of
     from outpost_tools.ending import until_told
     from outpost_tools.rollout import Limits, Rollout
-    from outpost_tools.waves import Ledger
+    from outpost_tools.waves import Ledger, alone
 
     limits = Limits(
         failures,
@@ -141,12 +142,14 @@ def trust_rollout(
     with _cargo(folder, path, connection, endpoint, ecc, as_json) as cargo:
         name = f"trust-{cargo.what['version']}-{cargo.what['sha256'][:8]}.jsonl"
         ledger = Ledger(state or folder / "rollouts" / name)
+        if ledger.begun:
+            ledger.check(cargo.kind, cargo.what)
         planned = cargo.plan(ledger, only, first or [], waves)
         if dry_run:
             _show_plan(planned, ledger, as_json)
             return
         good = False  # where a Ctrl-C ends it
-        with ledger.held(), until_told():
+        with alone(folder / "rollouts" / "trust.lock", "a rollout"), ledger.held(), until_told():
             cargo.begin(ledger, planned)
             with _bar(sum(map(len, ledger.waves)), as_json) as tell:
                 cargo.show = tell
@@ -236,10 +239,12 @@ def _bar(devices: int, as_json: bool) -> Iterator[Any]:
 
 
 def _show_plan(planned: list[list[str]], ledger: Any, as_json: bool) -> None:
+    from outpost_tools.progress import count
+
     lines = []
     for number, wave in enumerate(planned, 1):
         some = ", ".join(wave[:5]) + (", ..." if len(wave) > 5 else "")
-        lines.append(f"wave {number}: {len(wave)} devices: {some}")
+        lines.append(f"wave {number}: {count(len(wave))}: {some}")
     begun = f"It goes on from {ledger.path}." if ledger.begun else "Nothing was sent."
     answer(as_json, {"waves": planned, "begun": ledger.begun}, *lines, begun)
 
@@ -263,22 +268,34 @@ def _show_end(ledger: Any, counts: dict[str, int], as_json: bool) -> None:
 def _show_status(rows: list[Any], facts: dict[str, Any], ending: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table("device", "", "version", "root of its last connection", "first expiry", "change")
+    from outpost_tools.progress import count
+
+    table = Table()
+    for title in ("device", "", "version"):
+        table.add_column(title, no_wrap=True)
+    for title in ("root of its last connection", "first expiry", "change"):
+        table.add_column(title)
     for row in rows:
         days = "" if row.expires_days is None else f"{row.expires_days} days"
-        table.add_row(
+        cells = (
             row.device,
-            "connected" if row.connected else "away",
-            "not told" if row.version is None else f"{row.version}{' behind' * row.behind}",
+            "connected" if row.connected else f"away since {row.seen[:10]}" if row.seen else "away",
+            f"{row.version}{' behind' * row.behind}{' unknown' * row.unknown}"
+            if row.version is not None
+            else "not told",
             row.root or "not told",
             f"{days}!" if row.expiring else days,
             row.change,
         )
-    Console().print(table)
+        # What a device says of itself is text, not rich's markup.
+        table.add_row(*map(Text, cells))
+    if rows:
+        Console().print(table)
     newest = "There is no bundle yet" if facts["newest"] is None else f"Newest: {facts['newest']}"
     typer.echo(
-        f"{newest}. {facts['devices']} devices, {facts['connected']} connected, "
+        f"{newest}. {count(facts['devices'])}, {facts['connected']} connected, "
         f"{facts['behind']} behind, {facts['expiring']} with a root that ends within the year."
     )
     for line in ending:
