@@ -9,7 +9,6 @@ by nobody here, the handler judges them. Owns no flash itself; staging.py owns /
 """
 
 import gc
-import sys
 
 from micropython import const
 
@@ -17,8 +16,8 @@ from . import agreed, log, trust
 from .backoff import Backoff
 from .errors import DeliveryError, understood
 from .json_in import parse
+from .parts import let_go
 from .profile import ANSWER, DESIRED, WHOLE
-from .walk import _let_go
 
 _kinds = {}
 _device = None  # the Delivery that takes the calls
@@ -118,8 +117,7 @@ class Delivery:
     def rest(self):
         """No piece is to be expected soon."""
         if self._pull is None:
-            for name in ("pieces", "orders", "staging", "pull", "fetch"):
-                _forget(name)
+            let_go("pieces", "orders", "staging", "pull", "fetch")
 
     # The desired property
 
@@ -178,8 +176,7 @@ class Delivery:
             self._pull = plan.planned(self, self._wish, _kinds)
         except Exception as e:
             self.later("outpost", understood(e))
-        for name in ("plan", "orders"):
-            _forget(name)
+        let_go("plan", "orders")
 
     def fetching(self):
         return self._pull is not None and self._pull.fetching
@@ -188,7 +185,7 @@ class Delivery:
         """One piece, while there is no other connection."""
         self._pull.piece(way)
         if not self.fetching():
-            _forget("fetch")
+            let_go("fetch")
 
     def ended(self, wait_ms=_NEVER):
         """A pull is over, or there is none; the wish is looked at again after that time."""
@@ -209,9 +206,3 @@ class Delivery:
         """What came of a file, in the reported property when there is a connection."""
         why = result.get("error") if isinstance(result, dict) else None
         self.news[name] = {"version": version, "status": status, "why": why and str(why)}
-
-
-def _forget(name):
-    module = sys.modules.get("outpost." + name)
-    if module:
-        _let_go(module)

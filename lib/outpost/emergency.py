@@ -8,8 +8,9 @@ bundle verifies a hub, whatever happens. Loaded only then.
 
 from micropython import const
 
-from . import agreed, bundle, clock, formats, install, log, trust, trusting, walk, watchdog
+from . import agreed, bundle, clock, formats, install, log, trust, trusting, watchdog
 from .errors import OutpostError
+from .parts import let_go
 
 _ATTEMPTS = const(3)
 
@@ -93,6 +94,5 @@ def _fetched(endpoint, way):
     try:
         status, _ = recovery.run(endpoint, way, lambda path: install.install(path, way))
     finally:
-        walk._let_go(recovery.fetch)
-        walk._let_go(recovery)
+        let_go("fetch", "recovery")
     return status == 202
