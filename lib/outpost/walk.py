@@ -279,7 +279,7 @@ class Walk:
         """What a rescue needs goes into the NVS: once in a life, and after a change of root."""
         facts = self.connection.facts
         if facts and facts["root"] and facts["root"] != self._kept:
-            do("rescue", "keep", facts["root"])
+            do("kit", "keep", facts["root"])
             self._kept = facts["root"]
 
     def doubt_clock(self):

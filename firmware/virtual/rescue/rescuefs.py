@@ -1,5 +1,5 @@
 # A file system in RAM for a board that cannot read the one in its flash: configuration and trust,
-# as lib/outpost/rescue.py kept them in the NVS, and a main.py that runs it.
+# as lib/outpost/kit.py kept them in the NVS, and a main.py that runs it.
 #
 # Owns nothing in flash. It stands alone, so that the start of every board does not load the
 # library; the names are those of lib/outpost/agreed.py (a test compares them).
