@@ -1,7 +1,7 @@
-"""The device's own keystore.py, run by CPython over the virtual board's NVS.
+"""The device's own keystore.py and keychange.py, run by CPython over the virtual board's NVS.
 
 It owns no file. Running it here lets a test cut the power thousands of times. `source_edit` breaks
-the module on purpose.
+one of them on purpose.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ FOLDER = REPO / "lib" / "outpost"
 
 
 def load(source_edit: tuple[str, str] | None = None) -> types.ModuleType:
-    """lib/outpost/keystore.py as a module; `source_edit` replaces a text in it, to break it."""
+    """lib/outpost/keystore.py as a module, with what it loads to write; `source_edit` replaces a
+    text in either, to break it."""
     package = types.ModuleType("outpost_keys")
     package.__path__ = [str(FOLDER)]
     sys.modules["outpost_keys"] = package
@@ -33,15 +34,23 @@ def load(source_edit: tuple[str, str] | None = None) -> types.ModuleType:
     session.forget = forget  # type: ignore[attr-defined]
     sys.modules["outpost_keys.resumption"] = session
     package.resumption = session  # type: ignore[attr-defined]
-    path = FOLDER / "keystore.py"
-    spec = importlib.util.spec_from_file_location("outpost_keys.keystore", path)
+    module = _module("keystore", source_edit)
+    changes = _module("keychange", source_edit)
+    assert not source_edit or module.edited or changes.edited
+    module.do = lambda part, name, *args: getattr(changes, name)(*args)  # type: ignore[attr-defined]
+    module.resumption = session  # type: ignore[attr-defined]
+    return module
+
+
+def _module(name: str, edit: tuple[str, str] | None) -> types.ModuleType:
+    path = FOLDER / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"outpost_keys.{name}", path)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     source = path.read_text()
-    if source_edit:
-        assert source_edit[0] in source
-        source = source.replace(*source_edit)
-    exec(compile(source, str(path), "exec"), module.__dict__)
+    module.edited = edit is not None and edit[0] in source  # type: ignore[attr-defined]
+    sys.modules[module.__name__] = module
+    exec(compile(source.replace(*edit) if edit else source, str(path), "exec"), module.__dict__)
     return module
 
 

@@ -133,7 +133,7 @@ DELIVERY_PACKET_BYTES = 3584  # the MQTT packet that such a call comes in
 LIBRARY_PROPERTY = "outpost"  # desired and reported property that is the library's own
 STAGE_PATH = "/stage"  # for each kind KIND.bin, and KIND.txt: its size and its SHA-256
 
-# What a device needs to connect when its file system is gone (rescue.py): a blob in NVS, whose
+# What a device needs to connect when its file system is gone (kit.py): a blob in NVS, whose
 # parts are each a 2-byte length and the bytes: config.json, the bundle in use with the one root
 # that anchored the last connection, signers.json; then the CRC-32 of it all.
 NVS_RESCUE = "rescue"

@@ -1,26 +1,22 @@
 """Clock: the time, where it came from, and a floor it never goes below.
 
 An ESP32 starts at 2000-01-01, so every certificate is "not yet valid" until the
-clock is set. SNTP (RFC 4330) can be forged, so two servers must agree, above the
+clock is set: by time servers (sntp.py, loaded only to ask them), never below the
 floor, which is raised only by what is signed. Owns the floor in NVS, an i32 of
 seconds since 2000-01-01 UTC. Time here is Unix seconds (int) whatever epoch the
 port counts from.
 """
 
-import os
-import socket
 import struct
 import time
 
 from micropython import const
 
-from . import agreed, log, rtcmem, watchdog
-from .errors import ClockError
+from . import agreed, log, rtcmem
+from .parts import do
 
 # `time` counts from 2000 on the ESP32 and from 1970 on a unix port.
 _EPOCH = agreed.UNIX_2000 if time.gmtime(0)[0] == 2000 else 0
-_NTP_TO_UNIX = 2208988800
-_ERA = 1 << 32
 AGREE_S = 10  # how near two servers must be
 # In deep sleep a board's clock goes wrong by minutes a day: what was vouched for is asked for again
 # when it is so old, and when it is so old and nobody has answered it is vouched for no more.
@@ -166,7 +162,7 @@ class Clock:
         if good and self._asked_at <= now() < self._asked_at + _AGAIN_S:
             return now()
         self._asked = True
-        answers, agreeing = self._ask()
+        answers, agreeing = do("sntp", "ask", self.servers, self._possible, self.floor)
         self._choices = len(answers)
         if agreeing:
             self._doubts = 0
@@ -192,105 +188,9 @@ class Clock:
             self._become("unvouched")
         return now()
 
-    def _ask(self):
-        """Ask the servers one after the other, until two agree (one, where there is but one).
-
-        (what each answer says the time was at uptime 0, names of those that agree or None);
-        the last answer is one of those.
-        """
-        answers = []
-        names = []
-        for host, port in self.servers:
-            watchdog.feed()  # each has its own time-out, and the board's name look-up another
-            try:
-                unix_s = query(host, port)
-            except (OSError, ClockError) as e:
-                log.say("clock", "no time from %s: %s" % (host, e))
-                continue
-            # Below the floor: a forgery or a broken server. The next one may do better.
-            if not self._possible(unix_s):
-                log.say(
-                    "clock",
-                    "%s says %s, but it is at least %s: not believed"
-                    % (host, text(unix_s), text(self.floor)),
-                )
-                continue
-            began = unix_s - log.uptime_ms() // 1000
-            if len(self.servers) == 1:
-                return [began], host
-            for i, other in enumerate(answers):
-                if abs(other - began) <= AGREE_S:
-                    return [began], "%s,%s" % (names[i], host)
-            answers.append(began)
-            names.append(host)
-        if answers:
-            up = log.uptime_ms() // 1000
-            said = ", ".join(["%s %s" % (names[i], text(a + up)) for i, a in enumerate(answers)])
-            log.say(
-                "clock",
-                "of %d time servers no two agree (%s): the time is tried, and not vouched for"
-                % (len(self.servers), said),
-            )
-        return answers, None
-
 
 def _set(unix_s):
     import machine
 
     t = time.gmtime(unix_s - _EPOCH)
     machine.RTC().datetime((t[0], t[1], t[2], t[6], t[3], t[4], t[5], 0))
-
-
-def query(host, port=123, timeout_ms=4000):
-    """Unix seconds from one SNTP server; OSError or ClockError where it gives none.
-
-    The answer must echo a random number of ours (its originate timestamp), so
-    that only one who saw the question can answer it, come from a synchronised
-    server, and arrive in time. One lost packet must not cost a connection: it asks
-    again after half of the time-out (2 s, the spacing of a burst in RFC 5905).
-    """
-    try:
-        address = socket.getaddrinfo(host, port)[0][-1]
-    except (OSError, IndexError):
-        raise ClockError("the name does not resolve")
-    nonce = os.urandom(8)
-    packet = bytearray(48)
-    packet[0] = 0x23  # no leap warning, version 4, client
-    packet[40:48] = nonce
-    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    try:
-        for _ in range(2):
-            s.sendto(packet, address)
-            answer = _echoing(s, nonce, timeout_ms // 2)
-            if answer:
-                return _seconds(answer)
-    finally:
-        s.close()
-    raise ClockError("no answer in %d ms" % timeout_ms)
-
-
-def _echoing(s, nonce, timeout_ms):
-    """The first answer to this question within timeout_ms, or None."""
-    start = time.ticks_ms()
-    while True:
-        left = timeout_ms - time.ticks_diff(time.ticks_ms(), start)
-        if left <= 0:
-            return None
-        s.settimeout(left / 1000)
-        try:
-            answer = s.recv(68)
-        except OSError:
-            return None  # nothing came in time, or nobody listens there
-        if len(answer) >= 48 and answer[24:32] == nonce:
-            return answer
-
-
-def _seconds(answer):
-    """Unix seconds of the transmit timestamp of an answer."""
-    if answer[0] & 7 != 4 or answer[0] >> 6 == 3 or not 1 <= answer[1] <= 15:
-        raise ClockError("it is not synchronised itself")
-    seconds = struct.unpack("!I", answer[40:44])[0]
-    if not seconds:
-        raise ClockError("its answer holds no time")
-    # Era 0 ended in 2036: a small number is of era 1 (RFC 4330, section 3).
-    return seconds - _NTP_TO_UNIX + (_ERA if seconds < 0x80000000 else 0)

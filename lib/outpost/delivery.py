@@ -9,7 +9,6 @@ by nobody here, the handler judges them. Owns no flash itself; staging.py owns /
 """
 
 import gc
-import sys
 
 from micropython import const
 
@@ -17,8 +16,8 @@ from . import agreed, log, trust
 from .backoff import Backoff
 from .errors import DeliveryError, understood
 from .json_in import parse
+from .parts import let_go
 from .profile import ANSWER, DESIRED, WHOLE
-from .walk import _let_go
 
 _kinds = {}
 _device = None  # the Delivery that takes the calls
@@ -128,8 +127,7 @@ class Delivery:
     def rest(self):
         """No piece is to be expected soon."""
         if self._pull is None:
-            for name in ("pieces", "orders", "staging", "pull", "fetch"):
-                _forget(name)
+            let_go("pieces", "orders", "staging", "pull", "fetch")
 
     def detached(self):
         """The connection has ended."""
@@ -200,8 +198,7 @@ class Delivery:
             wait_ms = retry_s[0] * 1000
         if self._pull is None:
             self.ended(wait_ms)
-        for name in ("plan", "orders"):
-            _forget(name)
+        let_go("plan", "orders")
 
     def fetching(self):
         return self._pull is not None and self._pull.fetching
@@ -210,7 +207,7 @@ class Delivery:
         """One piece, while there is no other connection."""
         self._pull.piece(way)
         if not self.fetching():
-            _forget("fetch")
+            let_go("fetch")
 
     def ended(self, wait_ms=1000):
         """A pull is over, or there is none; the wish is looked at again after that time."""
@@ -236,9 +233,3 @@ class Delivery:
             version = None  # whatever it is, it is not said again
         self.news[kind.name] = {"version": version, "status": status, "why": why and str(why)}
         self._told_ms = None
-
-
-def _forget(name):
-    module = sys.modules.get("outpost." + name)
-    if module:
-        _let_go(module)

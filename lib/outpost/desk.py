@@ -11,6 +11,7 @@ import os
 
 from . import agreed, log, trust
 from .errors import OutpostError, TrustError
+from .parts import do
 
 _ANSWERED_S = 2  # in which the answer goes out before the board starts anew
 
@@ -48,13 +49,7 @@ def _signers():
 
 
 def _close_prompt(after):
-    from . import production
-    from .walk import _let_go
-
-    try:
-        production.close()
-    finally:
-        _let_go(production)
+    do("production", "close")
     after(_ANSWERED_S, _restart)  # boot.py does the rest
     return {"production": True}
 

@@ -12,8 +12,9 @@ from . import agreed, clock, log, room, sender, telemetry, trust, watchdog
 from .backoff import Backoff
 from .errors import OutboxFull, understood
 from .incoming import Incoming
+from .parts import let_go
 from .timers import Timers, milliseconds, moment
-from .walk import Walk, _let_go
+from .walk import Walk
 
 _READS_PER_STEP = 16  # so that a flood from the server cannot starve the timers
 _ACK_TIMEOUT_MS = 30000
@@ -70,7 +71,7 @@ class Device:
 
         self._desk, self._keys = desk.opened(self._way, self._in.commands, self.after)  # or None
         if not self._desk:
-            _let_go(desk)
+            let_go(desk)
         elif self._guard:
             self._desk.on("trust", "revoke", self._guard.revoke)
 
@@ -186,7 +187,7 @@ class Device:
         from . import lastwords
 
         lastwords.begin(self.report)
-        _let_go(lastwords)
+        let_go(lastwords)
 
     def readable(self):
         """Whether the hub has sent something that step() would read."""

@@ -10,6 +10,7 @@ from micropython import const
 
 from . import agreed, bundle, clock, formats, install, log, trust, trusting, watchdog
 from .errors import OutpostError
+from .parts import let_go
 
 _ATTEMPTS = const(3)
 _TURN = const(4)  # in the place of their count: the bundle that is here was tried the last time
@@ -111,11 +112,10 @@ def _endpoints(store):
 
 
 def _fetched(endpoint, way):
-    from . import recovery, walk
+    from . import recovery
 
     try:
         status, _ = recovery.run(endpoint, way, lambda path: install.install(path, way))
     finally:
-        walk._let_go(recovery.fetch)
-        walk._let_go(recovery)
+        let_go("fetch", "recovery")
     return status == 202

@@ -7,12 +7,12 @@ trustfacts.py (what is reported). Owns no flash.
 
 import gc
 import os
-import sys
 
 from micropython import const
 
-from . import agreed, delivery, log, telemetry, trust, walk
+from . import agreed, delivery, log, telemetry, trust
 from .errors import OutpostError
+from .parts import let_go, load
 
 _SETTLE_MS = const(500)  # from an answer to the new connection, so that the answer gets out
 _REPORT_MS = const(2000)  # after connecting: messages go first
@@ -26,8 +26,6 @@ _LOADED = (
     "x509",
     "emergency",
     "trustfacts",
-    "formats",
-    "trusting",
 )
 _ASIDE = "/trust/new.bin"
 _MISSED = "tr-miss"
@@ -187,10 +185,8 @@ def _kept(name):
 
 def _do(module, name, *args, raises=False):
     """Load a module, call its function, let go of it; a failure is said, and is no."""
-    gc.collect()
     try:
-        __import__("outpost." + module)
-        return getattr(sys.modules["outpost." + module], name)(*args)
+        return getattr(load(module), name)(*args)
     except MemoryError:
         if raises:
             raise
@@ -202,7 +198,6 @@ def _do(module, name, *args, raises=False):
         log.error(e)
         return False
     finally:
-        for module in _LOADED:
-            loaded = sys.modules.get("outpost." + module)
-            if loaded and not (trust.trial and module in ("trusting", "formats")):
-                walk._let_go(loaded)
+        let_go(*_LOADED)
+        if not trust.trial:
+            let_go("trusting", "formats")

@@ -1,27 +1,16 @@
 """Key store: the device's identity records in NVS, two slots, so that none is ever half there.
 
-Owns the NVS entries ida, idb, idcur, idtry, idlives and idonb (agreed.py), and reads the older
-form sas1/sas2, which stays the lowest. A candidate goes whole into the entry that is
-not in use; one i32 write makes it the one in use; only then is the old one erased. Power that
-goes at any flash operation so leaves the old identity or the new one, whole.
-
-Another key in use drops the TLS session of the last. Holds no private key of a tlspolicy slot:
-those are in C. Never prints anything.
+Owns the NVS entries ida, idb, idcur, idtry, idlives and idonb (agreed.py): reads them here, and
+writes them in keychange.py. The older form sas1/sas2 stays the lowest. Holds no private key of a
+tlspolicy slot: those are in C. Never prints anything.
 """
 
 import binascii
 import struct
 
-from . import agreed, resumption
+from . import agreed
 from .errors import IdentityError, number
-
-try:
-    import tlspolicy as policy
-
-    if not hasattr(policy, "key_erase"):
-        policy = None
-except ImportError:
-    policy = None
+from .parts import do
 
 PROVISION = "provision the board again with 'outpost device new' and 'outpost image'"
 
@@ -164,13 +153,6 @@ def write(change):
         raise IdentityError("NVS took no key (error %d): nothing was changed" % code, True)
 
 
-def _erase(nvs, name):
-    try:
-        nvs.erase_key(name)
-    except OSError:
-        pass  # it is not there
-
-
 def _read(nvs, name):
     try:
         data = blob(nvs, name, _SIZES)
@@ -189,7 +171,7 @@ class Store:
         if self._tried is not None and self._tried == self._at:
             # Power went after the commit and before the tidying: go on with that.
             self._tried = None
-            self._tidy()
+            self.tidy()
 
     def current(self):
         """The Record in use, or None: sas1/sas2 may be there then."""
@@ -203,93 +185,9 @@ class Store:
         """The Record that the provisioning service is asked with, where it has one of its own."""
         return _read(self.nvs, agreed.NVS_ONBOARD)
 
-    def candidate(self, record):
-        """Write a record beside the one in use, and note that it is on trial."""
-        before = self.current()
-        record.seq = before.seq + 1 if before else 1
-        at = 1 if self._at == 0 else 0
-        data = pack(record)
-        nvs = self.nvs
-        _erase(nvs, agreed.NVS_TRIAL_LIVES)
-        write(lambda: (nvs.set_blob(agreed.NVS_RECORDS[at], data), nvs.commit()))
-        write(lambda: (nvs.set_i32(agreed.NVS_TRIAL, at), nvs.commit()))
-        self._tried = at
-
-    def lives_of_trial(self):
-        """One life of the device more begins with this candidate: how many have by now."""
-        lives = 1
-        try:
-            lives += self.nvs.get_i32(agreed.NVS_TRIAL_LIVES)
-        except OSError:
-            pass  # the first
-        try:
-            self.nvs.set_i32(agreed.NVS_TRIAL_LIVES, min(lives, 1000))
-            self.nvs.commit()
-        except OSError:
-            pass  # NVS is full: then it is not counted
-        return lives
-
-    def commit(self):
-        """The candidate is the identity from now on, by one write; the old one is erased."""
-        if self.trial() is None:
-            raise IdentityError("there is no new key to commit", True)
-        nvs, at = self.nvs, self._tried
-        write(lambda: (nvs.set_i32(agreed.NVS_CURRENT, at), nvs.commit()))
-        self._at, self._tried = at, None
-        self._tidy()
-
-    def drop(self):
-        """Forget the candidate."""
-        tried, self._tried = self._tried, None
-        if tried is not None:
-            _erase(self.nvs, agreed.NVS_TRIAL)
-            _erase(self.nvs, agreed.NVS_RECORDS[tried])
-            _erase(self.nvs, agreed.NVS_TRIAL_LIVES)
-            self.nvs.commit()
-
-    def _tidy(self):
-        """After a commit: what the new identity took the place of goes, the trial's mark last."""
-        nvs = self.nvs
-        resumption.forget()  # a session stands for the key that it was made with
-        self._erase_keys()
-        for name in (
-            agreed.NVS_RECORDS[1 - self._at],
-            agreed.NVS_KEY_PRIMARY,
-            agreed.NVS_KEY_SECONDARY,
-            agreed.NVS_TRIAL_LIVES,
-            agreed.NVS_TRIAL,
-        ):
-            _erase(nvs, name)
-        try:
-            nvs.commit()
-        except OSError:
-            pass
-
-    def _erase_keys(self):
-        used = self._slots()
-        if policy and used is not None:
-            for slot in agreed.SLOTS_TLS:
-                if slot not in used and policy.key_public(slot) is not None:
-                    policy.key_erase(slot)
-
-    def _slots(self):
-        """Slots of the keys in use; None where a record that may name one cannot be read."""
-        current = self.current()
-        return None if current is None else [r.slot for r in (current, self.onboard()) if r]
-
-    def keep_onboard(self, record):
-        """Keep what DPS is asked with before another record takes its place. Written once."""
-        if self.onboard() is None:
-            data = pack(record)
-            nvs = self.nvs
-            write(lambda: (nvs.set_blob(agreed.NVS_ONBOARD, data), nvs.commit()))
-
-    def free_slot(self):
-        """A key slot of tlspolicy that neither the record in use nor DPS needs."""
-        used = self._slots() or [r.slot for r in (self.onboard(),) if r]
-        for slot in agreed.SLOTS_TLS:
-            if slot not in used:
-                return slot
+    def __getattr__(self, name):
+        """What writes is in keychange.py, which is loaded for as long as it takes."""
+        return lambda *args: do("keychange", name, self, *args)
 
 
 def candidate(kind, **fields):

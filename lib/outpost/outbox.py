@@ -13,7 +13,8 @@ same program that does it; a record may come twice (its release was cut off), no
 Owns the partition labelled `outbox`. Never writes to a sector whose end it does not know to be
 blank. Programming in place and flash encryption exclude each other.
 
-outbox_scan.py reads the ring at the start, outbox_room.py makes room in a full one. All numbers
+outbox_scan.py reads the ring at the start, outbox_room.py makes room in a full one: both are
+loaded only to do so. All numbers
 are little-endian. docs/flash-layout.md has the bytes.
 """
 
@@ -23,8 +24,8 @@ from array import array
 
 from micropython import const
 
-from . import outbox_room, outbox_scan
 from .errors import OutboxFull
+from .parts import do
 
 _SECTOR = const(4096)
 _HEAD = const(36)
@@ -46,6 +47,20 @@ PRIORITY = const(2)
 def extra_of(flags):
     """How many bytes stand between a record's header and its body."""
     return (4 if flags & TIME_UNKNOWN else 0) + (4 if flags & MOVED else 0)
+
+
+def intent(four):
+    """How many records were dropped, by one of the places of a header; None: not written."""
+    count, check = struct.unpack("<HH", four)
+    # A program that was cut off leaves two bits alike somewhere.
+    return count if count ^ check == 0xFFFF else None
+
+
+def _room():
+    """Loaded by the first that finds the outbox full, and there from then on: it stays full."""
+    from . import outbox_room
+
+    return outbox_room
 
 
 class Outbox:
@@ -75,7 +90,7 @@ class Outbox:
         self._number = 0
         # Where the last read() ended: sector, its number, offset, sequence.
         self._cursor = (0, 0, 0, 0)
-        outbox_scan.recover(self)
+        do("outbox_scan", "recover", self)
         # Records from here on were made since this start: their uptime means something.
         self.first_of_this_start = self.next_sequence
 
@@ -107,7 +122,7 @@ class Outbox:
             if self.full and self._n > 2 and self._waiting[following]:
                 # A policy that drops keeps one sector ahead free, to move what it keeps into.
                 priority = flags >> PRIORITY_SHIFT & 3
-                if not outbox_room.make(self, following, priority, need if fits else 0):
+                if not _room().make(self, following, priority, need if fits else 0):
                     self._refuse()
             if fits:
                 break

@@ -13,7 +13,7 @@ import struct
 
 from micropython import const
 
-from .outbox_scan import intent
+from .outbox import intent
 
 _SECTOR = const(4096)
 _HEAD = const(36)

@@ -10,19 +10,14 @@ import struct
 
 from micropython import const
 
+from .outbox import intent
+
 _SECTOR = const(4096)
 _HEAD = const(36)
 _RECORD = const(16)
 _MAGIC = const(0x3242584F)
 _MOVED = const(8)
 _BLANK = b"\xff" * 64
-
-
-def intent(four):
-    """How many records were dropped, by one of the places of a header; None: not written."""
-    count, check = struct.unpack("<HH", four)
-    # A program that was cut off leaves two bits alike somewhere.
-    return count if count ^ check == 0xFFFF else None
 
 
 def recover(box):

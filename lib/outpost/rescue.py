@@ -1,7 +1,6 @@
 """Rescue: a device whose file system cannot be read connects with what its NVS holds.
 
-keep() puts the configuration and the root that verified the hub into a blob of the NVS
-(agreed.py) after a connection, and only when they are others than before. Of a board that cannot
+Configuration and root are in the NVS since an earlier connection (kit.py). Of a board that cannot
 read its file system, the firmware's start (firmware/virtual/rescue) makes one in RAM with these
 in it, and run() is what that board does: it connects as ever, delivers what waits in the outbox,
 says what is wrong, and makes the file system anew when it is told to, by whoever signs software
@@ -9,12 +8,9 @@ where the board knows signers. In our firmware alone. Never touches the partitio
 unless it is blank: what is in it may be wanted.
 """
 
-import binascii
-import hashlib
-
 import esp32
 
-from . import agreed, log, trust
+from . import agreed, log
 from .errors import OutpostError, TrustError, number
 
 _AFTER = "from outpost import Device\n\nDevice().run()\n"
@@ -22,94 +18,6 @@ _SAID = "the file system is corrupt: %s, or write the image again"
 _UNSIGNED = "call the method rescue with format"
 _SIGNED = "send the signed command software rescue"
 _ASKED = 'say {"format": true}: it erases the file system'
-_NO_MARK = -1  # of a blob that is being written
-
-
-# While all is well
-
-
-def keep(root):
-    """Keep the configuration and the root (SHA-256) that just verified the hub.
-
-    Flash is written only where one of them has changed. At most 8 KB of RAM, for a moment.
-    False: it is too early for that, once the trial under way is over is the time.
-    """
-    if trust.trial:
-        return False  # its bundle may yet be taken back
-    try:
-        blob = bytearray(_part(_read(agreed.CONFIG_PATH)))
-        blob += _part(_bundle(root))
-        blob += _part(_read(agreed.SIGNERS_PATH, b""))
-        nvs = esp32.NVS(agreed.NVS_NAMESPACE)
-        mark = int.from_bytes(hashlib.sha256(blob).digest()[:4], "big") >> 1
-        if _number(nvs, agreed.NVS_RESCUE_MARK) != mark:
-            _write(nvs, blob, mark)
-    except (OSError, MemoryError, OutpostError) as e:
-        # A device that is connected has no need of it now; the next life tries again.
-        log.say("rescue", "what a rescue needs was not kept (%s)" % e)
-    return True
-
-
-def _write(nvs, blob, mark):
-    if len(blob) + 4 > agreed.RESCUE_MAX_BYTES:
-        return log.say("rescue", "configuration and root are too long to be kept for it")
-    if _number(nvs, agreed.NVS_RESCUE_MARK) is not None:
-        # Before the blob, so that no power cut leaves the mark of one beside another.
-        nvs.set_i32(agreed.NVS_RESCUE_MARK, _NO_MARK)
-        nvs.commit()
-    blob += binascii.crc32(blob).to_bytes(4, "big")
-    nvs.set_blob(agreed.NVS_RESCUE, blob)
-    nvs.set_i32(agreed.NVS_RESCUE_MARK, mark)
-    nvs.commit()
-
-
-def _read(path, without=None):
-    try:
-        with open(path, "rb") as f:
-            return f.read()
-    except OSError:
-        if without is None:
-            raise
-        return without
-
-
-def _bundle(root):
-    """The bundle in use with this root alone, in the form that it has there, unsigned."""
-    for der in trust.roots():
-        if hashlib.sha256(der).digest() == root:
-            break
-    else:
-        raise TrustError("the root of this connection is not in the bundle any more")
-    path = trust.in_use()
-    with open(path, "rb") as f:
-        size = trust.to_body(f)
-        if size is None:
-            return _part(der)  # the older list of roots
-        f.seek(0)
-        head = f.read(7)
-        head += f.read(head[6] + 16)  # fleet, version, floor, issued, expires
-        f.seek(36, 1)
-        keys = f.read(2)
-        keys += f.read(64 * keys[1])
-    body = b"\x01" + _part(der)
-    for kind in (agreed.SECTION_HOST, agreed.SECTION_SOFTWARE, agreed.SECTION_SIGNERS):
-        for value in trust.values(kind, path):
-            body += bytes((kind,)) + _part(value)
-    return head + len(body).to_bytes(4, "big") + hashlib.sha256(body).digest() + keys + b"\0" + body
-
-
-def _part(content):
-    return len(content).to_bytes(2, "big") + content
-
-
-def _number(nvs, name):
-    try:
-        return nvs.get_i32(name)
-    except OSError:
-        return None
-
-
-# A board in need
 
 
 def run():

@@ -38,6 +38,7 @@ def roots(path=None):
         if len(der) < 4 or der[:2] != b"\x30\x82" or (der[2] << 8 | der[3]) != len(der) - 4:
             raise TrustError("%s is damaged at root %d: %s" % (path, count, _REMEDY), True)
         yield der
+        der = None
     if not count:
         raise TrustError("%s holds no root: %s" % (path, _REMEDY), True)
 
@@ -122,6 +123,7 @@ def values(kind, path=None):
             if len(value) != length or len(entry) != head:
                 raise TrustError("%s is damaged at root %d: %s" % (path, count, _REMEDY), True)
             yield value
+            value = None  # one is in RAM, never two
 
 
 def to_body(f):

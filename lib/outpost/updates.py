@@ -5,14 +5,13 @@ Small, because it stays. What does the work is loaded when there is work, and le
 (what is reported). Owns no flash.
 """
 
-import gc
 import os
-import sys
 
 from micropython import const
 
 from . import agreed, delivery, log
 from .errors import OutpostError
+from .parts import do, let_go
 
 _ANSWERED_S = const(2)  # in which the answer goes out before the new software starts
 _REPORT_MS = const(2500)  # after connecting: messages go first
@@ -100,7 +99,7 @@ class Updates:
         if self.trial:
             if self.trial.step():
                 self.trial = None
-                _rest("trial", "slots")
+                let_go("trial", "slots")
                 self._report_ms = log.uptime_ms()
         elif self._device.online:
             if self._report_ms is not None and log.uptime_ms() >= self._report_ms:
@@ -162,22 +161,11 @@ def _other_place():
 
 
 def _do(module, name, *args):
-    """Load a module, call its function, let go of it."""
-    gc.collect()
-    __import__("outpost." + module)
+    """Load a module, call its function, let go of it and of what it has loaded."""
     try:
-        return getattr(sys.modules["outpost." + module], name)(*args)
+        return do(module, name, *args)
     finally:
-        _rest(*_LOADED)
-
-
-def _rest(*names):
-    from .walk import _let_go
-
-    for name in names:
-        module = sys.modules.get("outpost." + name)
-        if module:
-            _let_go(module)
+        let_go(*_LOADED)
 
 
 def _restart():

@@ -7,12 +7,11 @@ where it cannot go on. What the stages keep between two walks (the Wi-Fi link, t
 record size that works, the key that was taken) stays here. Owns nothing in flash.
 """
 
-import sys
-
 from . import agreed, clock, identity, keystore, log, profile, tls, trust, watchdog
 from .errors import IdentityError, OutpostError, Refused
 from .link import Link
 from .mqtt import Session
+from .parts import do
 
 _WALK_S = 60  # from the making of a token to the connection made with it, at the longest
 _LIVES_MOST = 3  # so many may begin with a key on trial: a trial may be what ends them
@@ -102,11 +101,7 @@ class Walk:
             if identity.born_certificate(nvs):
                 return
             # In one life of the board alone, so that no later start loads it.
-            from . import provision
-
-            done = provision.first_boot(name)
-            _let_go(provision)
-            if done:
+            if do("provision", "first_boot", name):
                 log.say("identity", "this board has made the key that it is born with")
         except IdentityError as e:
             log.say("identity", str(e))  # what identity there is may do
@@ -285,10 +280,7 @@ class Walk:
         the bundle in use (anew)."""
         facts = self.connection and self.connection.facts
         if facts and facts["root"] and (anew or facts["root"] != self._kept):
-            from . import rescue
-
-            self._kept = facts["root"] if rescue.keep(facts["root"]) else None
-            _let_go(rescue)
+            self._kept = facts["root"] if do("kit", "keep", facts["root"]) else None
 
     def doubt_clock(self):
         """After a refusal that a wrong clock may explain: whether asking SNTP again can help."""
@@ -310,20 +302,7 @@ class Walk:
 def _configuration():
     """What config.py makes of the file. Read from flash, the module takes 5 KB, and nobody needs
     it while there is a connection."""
-    from . import config
-
-    try:
-        return config.load()
-    finally:
-        _let_go(config)
-
-
-def _let_go(module):
-    """Forget a module that has done its work: it is loaded again where it is needed again."""
-    package, name = module.__name__.split(".")
-    sys.modules.pop(module.__name__, None)
-    if hasattr(sys.modules[package], name):
-        delattr(sys.modules[package], name)
+    return do("config", "load")
 
 
 def _size(c):

@@ -156,14 +156,14 @@ COMMIT = "write(lambda: (nvs.set_i32(agreed.NVS_CURRENT, at), nvs.commit()))"
 BROKEN = {
     "commits before it writes": (WRITE, f"nvs.set_i32(agreed.NVS_CURRENT, at); {WRITE}"),
     "writes over the one in use": (
-        "at = 1 if self._at == 0 else 0",
-        "at = self._at or 0; nvs_at = nvs = self.nvs; nvs.set_i32(agreed.NVS_CURRENT, at)",
+        "at = 1 if store._at == 0 else 0",
+        "at = store._at or 0; nvs_at = nvs = store.nvs; nvs.set_i32(agreed.NVS_CURRENT, at)",
     ),
     "erases the old before it commits": (
         COMMIT,
         f"_erase(nvs, agreed.NVS_RECORDS[1 - at]); _erase(nvs, 'sas1'); {COMMIT}",
     ),
-    "forgets to tidy up after a cut": ("            self._tidy()\n\n    def", "\n    def"),
+    "forgets to tidy up after a cut": ("            self.tidy()\n\n    def", "\n    def"),
 }
 
 

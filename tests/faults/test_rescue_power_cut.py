@@ -24,8 +24,8 @@ vfs.mount(bdev, "/")
 """
 KEEP = """
 import hashlib
-from outpost import rescue, trust
-rescue.keep(hashlib.sha256(next(trust.roots())).digest())
+from outpost import kit, trust
+kit.keep(hashlib.sha256(next(trust.roots())).digest())
 """
 # What lies there, and whether the mark is of it: "none", "old", "new", each with "mark" or not.
 LOOK = """
@@ -51,13 +51,12 @@ with open("/config.json", "w") as f:
     json.dump(raw, f)
 """
 
-# Instead of rescue's own: the mark comes first.
+# Instead of kit's own: the mark comes first.
 BROKEN = """
-def marks_first(nvs, blob, mark):
+def marks_first(nvs, blob, mark, marked):
     nvs.set_i32("rs-mark", mark)
-    blob += rescue.binascii.crc32(blob).to_bytes(4, "big")
     nvs.set_blob("rescue", blob)
-rescue._write = marks_first
+kit._write = marks_first
 """
 
 
@@ -126,7 +125,7 @@ def test_a_writer_that_marks_before_it_has_written_is_caught(world: World) -> No
     run(flash, KEEP)
     run(flash, CHANGE % "new")
     before = flash.read_bytes()
-    broken = KEEP.replace("rescue.keep", BROKEN + "rescue.keep")
+    broken = KEEP.replace("kit.keep", BROKEN + "kit.keep")
     found = set()
     for number in range(1, 40):
         flash.write_bytes(before)

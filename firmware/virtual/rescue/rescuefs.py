@@ -1,5 +1,5 @@
 # A file system in RAM for a board that cannot read the one in its flash: configuration, trust and
-# signers, as lib/outpost/rescue.py kept them in the NVS, the boot.py of every board (frozen in as
+# signers, as lib/outpost/kit.py kept them in the NVS, the boot.py of every board (frozen in as
 # rescueboot: slots, trials, production mode) and a main.py that runs the rescue.
 #
 # Owns nothing in flash. It stands alone, so that the start of every board does not load the
