@@ -10,7 +10,7 @@ from typing import Any
 import bundles
 import pytest
 from outpost_tools import bundle
-from test_lib_trusting import Board, asked, places
+from test_lib_trusting import NOW, Board, asked, places
 
 
 @pytest.fixture
@@ -260,6 +260,15 @@ def test_a_connection_that_was_resumed_does_not_take_back_which_root_carried_the
     said = report(None)
     assert '"version": 2' in said and "anchor" not in said
     assert '"anchor": "0202' in report(b"\2" * 32)  # no news of it, and once more does no harm
+
+
+def test_a_file_judged_before_there_is_a_clock_is_judged_by_the_floor_of_time(board):
+    floor = NOW - 10 * 86400
+    board.way.at_least = board.way.date = lambda: None
+    board.lib.clock.Clock = lambda servers: types.SimpleNamespace(floor=floor)
+    with pytest.raises(board.lib.errors.TrustError, match="expired"):
+        board.deliver(bundles.data(2, issued=floor - 5, expires=floor))
+    assert board.deliver(bundles.data(2, issued=floor - 5, expires=floor + 1))[0] == 202
 
 
 # TLS sessions
