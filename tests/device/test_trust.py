@@ -318,3 +318,23 @@ def test_a_bundle_in_use_that_the_flash_lost_is_delivered_again_and_no_older_one
     assert "hub      connected" not in "\n".join(x.text for x in board.lines[:at])
     line_number(board, IN_USE, at)
     assert trust.connected() and trust.alive()
+
+
+@pytest.mark.parametrize("leg", ["outpost32"], indirect=True)
+def test_a_file_system_written_anew_with_the_nvs_kept_uses_a_newer_factory_bundle(trust):
+    board = trust.start()
+    assert trust.push(trust.bundle(2, "a")).status == 202
+    board.wait_for(IN_USE, 60)
+    assert trust.connected()
+    board.stop()
+    kept = trust.flash.read_bytes()[0x9000:0xF000]
+    newer = bundles.signed(bundles.make(7, [trust.a])).encode()
+    trust.start(factory=newer, config={"backoff_s": [1, 1]}).stop()
+    with trust.flash.open("r+b") as flash:
+        flash.seek(0x9000)
+        flash.write(kept)
+    trust.hub.disconnect(DEVICE_ID, "test")
+    board = trust.restart()
+    board.wait_for("the factory bundle version=7 is in use", 60)
+    assert trust.connected() and trust.alive()
+    assert trust.nvs("tr-slot") is None and trust.nvs("tr-high") == 7

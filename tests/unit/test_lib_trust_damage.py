@@ -3,14 +3,16 @@ bundle, and none to an older one. The device's own modules, run by CPython."""
 
 from __future__ import annotations
 
+import contextlib
+import time
 import types
 from pathlib import Path
 from typing import Any
 
 import bundles
 import pytest
-from outpost_tools import bundle
-from test_lib_trusting import Board, asked, places
+from outpost_tools import bundle, envelope
+from test_lib_trusting import NOW, Board, asked, places
 
 
 @pytest.fixture
@@ -78,6 +80,44 @@ def test_a_flipped_bit_at_every_byte_of_the_head_in_use_leaves_a_way_to_the_next
         assert board.deliver(bundle.deliverable(made))[0] == 202, at
         with pytest.raises(board.lib.errors.TrustError):
             board.deliver(made[0].encode())
+
+
+def test_a_bundle_that_the_flash_did_not_keep_is_not_tried(board):
+    def short(path, mode):
+        f = open(path, mode)
+        if mode == "wb":
+            whole = f.write
+            f = types.SimpleNamespace(write=lambda data: whole(data[:-1]), close=f.close)
+            f = contextlib.closing(f)
+        return f
+
+    board.install.open = short
+    with pytest.raises(board.lib.errors.TrustError, match="did not keep"):
+        board.deliver(bundles.data(2))
+    del board.install.open
+    assert board.trust.trial is None and board.entry("tr-try") is None
+    assert board.deliver(bundles.data(2))[0] == 202
+
+
+def test_a_device_whose_bundle_in_use_is_lost_can_still_be_given_one(board):
+    board.deliver(bundles.data(2))
+    board.commit()
+    (board.folder / "factory.bin").write_bytes(bundle.factory([bundles.root().der], NOW))
+    Path(board.trust.in_use()).write_bytes(b"")
+    assert board.trust.changeable()
+
+
+def test_of_those_who_may_command_only_the_signers_of_trust_sign_the_first_bundle(board):
+    (board.folder / "factory.bin").write_bytes(bundle.factory([bundles.root().der], NOW))
+    roles = {"a": ("keys", "software"), "b": ("trust", "keys")}
+    keys = {
+        name: (b"\x04" + envelope.point_of(bundles.key(name)), role) for name, role in roles.items()
+    }
+    found = types.SimpleNamespace(fleet=bundles.FLEET, keys=keys)
+    board.lib.signed.signers = lambda: found
+    with pytest.raises(board.lib.errors.TrustError, match="of its keys signed"):
+        board.deliver(bundles.data(1, "a", keys=bundles.keys("a")))
+    assert board.deliver(bundles.data(1, "b", keys=bundles.keys("b")))[0] == 202
 
 
 # NVS
@@ -260,6 +300,36 @@ def test_a_connection_that_was_resumed_does_not_take_back_which_root_carried_the
     said = report(None)
     assert '"version": 2' in said and "anchor" not in said
     assert '"anchor": "0202' in report(b"\2" * 32)  # no news of it, and once more does no harm
+
+
+def test_a_file_judged_before_there_is_a_clock_is_judged_by_the_floor_of_time(board):
+    floor = NOW - 10 * 86400
+    board.way.at_least = board.way.date = lambda: None
+    board.lib.clock.Clock = lambda servers: types.SimpleNamespace(floor=floor)
+    with pytest.raises(board.lib.errors.TrustError, match="expired"):
+        board.deliver(bundles.data(2, issued=floor - 5, expires=floor))
+    assert board.deliver(bundles.data(2, issued=floor - 5, expires=floor + 1))[0] == 202
+
+
+def test_the_second_failure_of_the_same_kind_is_news_and_has_all_its_lives(board):
+    for _ in range(2):
+        board.deliver(bundles.data(2))
+        assert board.entry("tr-rep") is None and board.entry("tr-lives") is None
+        board.restart()
+        board.restart()
+        give_up(board)
+        board.nvs.set_i32("tr-rep", 7)  # it was reported
+    board.deliver(bundles.data(2))
+    board.restart()
+    assert board.entry("tr-lives") == 1
+    board.deliver(bundles.data(3))
+    assert board.entry("tr-lives") is None
+
+
+def test_a_signers_clock_that_is_hours_fast_does_not_put_the_floor_of_time_ahead(board):
+    board.deliver(bundles.data(2, issued=NOW + 80000, expires=NOW + 10**7))
+    board.commit()
+    assert board.way.clock.floor <= time.time()
 
 
 # TLS sessions

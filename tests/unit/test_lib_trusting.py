@@ -257,6 +257,7 @@ def test_older_bundles_lead_to_their_recovery_endpoints_until_they_are_revoked(b
     assert asked(board) == ["v3.example", "v2.example"]
     assert revoke({"floor": 3})["floor"] == 3
     assert asked(board) == ["v3.example"]
+    assert revoke({"floor": 1}) == {"floor": 3, "version": 3}
     for wrong in ({"floor": 4}, {}, {"floor": -1}, {"floor": True}, {"floor": "3"}):
         with pytest.raises(board.lib.errors.TrustError):
             revoke(wrong)
