@@ -305,7 +305,7 @@ def compiled_library() -> dict[str, bytes]:
     with tempfile.TemporaryDirectory(prefix="outpost-mpy-") as folder:
         out = Path(folder) / "out.mpy"
         for name, source in sources.items():
-            # -s keeps this machine's paths out of the file, and so out of the image; -O3 the numbers
+            # -s keeps this machine's paths out of the file, and so of the image; -O3 the numbers
             # of lines: 5 % of the heap of a board that has the library in its flash.
             done = subprocess.run(
                 [compiler, "-O3", "-s", name, "-o", out, source], capture_output=True, text=True
