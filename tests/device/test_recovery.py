@@ -62,11 +62,12 @@ except OSError:
 """
 
 
-def run(world, chain, pin, answer=None, clock_offset_s=0.0):
+def run(world, chain, pin, answer=None, clock_offset_s=0.0, before=b""):
     """(the server, the lines of the board)."""
     answer = answer or (lambda talk: talk.piece(FILE))
     with RawHttps(world.folder / "tls", chain, answer) as server:
-        main = MAIN.replace(b"PORT", b"%d" % server.port).replace(b"FLEET", repr(FLEET).encode())
+        main = before + MAIN
+        main = main.replace(b"PORT", b"%d" % server.port).replace(b"FLEET", repr(FLEET).encode())
         flash = world.image(
             1,
             world.sntp(offset_s=clock_offset_s),
@@ -135,3 +136,31 @@ def test_recovery_endpoint_that_misbehaves_leaves_nothing_behind(world, answer, 
     root = authority(1)
     _, said, _ = run(world, (leaf(root),), root, answer)
     assert words in said
+
+
+FULL = b"""
+import os
+os.mkdir("/stage")
+for name in ("/stage/software.bin", "/filler"):
+    with open(name, "wb") as f:
+        while True:
+            fs = os.statvfs("/")
+            if fs[3] < (40 if "stage" in name else 1):
+                break
+            f.write(bytes(4096))
+            f.flush()
+try:
+    for n in range(20):
+        with open("/rest%d" % n, "wb") as f:
+            f.write(bytes(4096))
+except OSError as e:
+    print("FULL", e)
+"""
+
+
+@pytest.mark.parametrize("leg", ["outpost32", "stock32"], indirect=True)
+def test_what_was_on_its_way_makes_room_for_the_bundle_of_an_emergency(world):
+    root = authority(1)
+    _, said, text = run(world, (leaf(root),), root, before=FULL)
+    assert "FULL" in text, text
+    assert said.endswith("(202, None)"), text

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import hmac
+import itertools
 import json
 import queue
+import random
 import ssl
 import subprocess
 from urllib.parse import quote
 
+import bundles
 import paho.mqtt.client as paho
 import pytest
+from deliveries import KIND, sha
+from deliveries import MAIN as MAIN_OF_FILES
 from hubs import roots_file
+from outpost_tools.bundleserver import BundleServer, development_context, of_mapping
+from outpost_tools.delivery import push
 from outpost_tools.registry import Registry
 from servers import mosquitto, need
 
@@ -84,11 +92,56 @@ def setting(world):
         world.folder / "broker", leaf.chain, leaf.key, f"password_file {passwords}\n"
     ) as port:
         operator = Operator(world, port, device.device_id)
-        flash = world.image(
-            port, device=device, config={"profile": "generic"}, files={"/main.py": MAIN}
+        operator.image = functools.partial(
+            world.image, port, device=device, config={"profile": "generic"}
         )
+        flash = operator.image(files={"/main.py": MAIN})
         yield operator, world.board(flash)
         operator.paho.loop_stop()
+
+
+def invoking(operator):
+    """A way to call the device's methods, for push(): what an operator of a broker writes."""
+    count = itertools.count(1)
+
+    def invoke(method, payload):
+        rid = f"d{next(count)}"
+        operator.publish(f"methods/{method}/{rid}", json.dumps(payload))
+        topic, body = operator.await_(f"replies/{rid}/")
+        return int(topic.rpartition("/")[2]), body
+
+    return invoke
+
+
+def test_file_is_pushed_and_fetched_on_any_broker_too(setting, world):
+    operator, board = setting
+    operator.await_("telemetry/")  # from now on the broker keeps what comes for it
+    board.stop()
+    data, other = random.Random(1).randbytes(5000), random.Random(2).randbytes(3000)
+    context = development_context(world.data, ["localhost"])
+    with BundleServer(of_mapping({"/f.bin": other}), context) as server:
+        files = {
+            "/main.py": MAIN_OF_FILES,
+            "/trust/factory.bin": bundles.data(roots=world.ca.roots_der(), hosts=("localhost",)),
+        }
+        board = world.board(operator.image(files=files))
+        board.wait_for("hub +connected", 60)
+        seen = []
+        done = push(invoking(operator), KIND, data, lambda have, size: seen.append(have))
+        assert done.result == {"state": "read", "bytes": 5000}
+        assert seen == [0, 2048, 4096, 5000] and f"PARCEL 5000 {sha(data)}" in board.text
+        order = {
+            "url": f"https://localhost:{server.port}/f.bin",
+            "size": 3000,
+            "sha256": sha(other),
+        }
+        wish = {"outpost": {KIND: {"version": 3, **order}}}
+        operator.publish("state/desired", json.dumps(wish), retain=True)
+        board.wait_for(f"PARCEL 3000 {sha(other)}", 60)
+        told = None
+        while not told:
+            told = operator.await_("state/reported")[1].get("outpost", {}).get("delivery")
+        assert told[KIND]["status"] == 200 and told[KIND]["version"] == 3
 
 
 def test_device_on_any_broker_sends_answers_takes_and_reports(setting):

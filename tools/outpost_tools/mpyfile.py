@@ -42,13 +42,17 @@ def emitted() -> tuple[int, int]:
     return int(match[1]), int(match[2] or 0)
 
 
-def compiled(source: Path, name: str, arch: str = "bytecode") -> bytes:
-    """One .mpy file; `name` is what tracebacks call it, so no path of this machine is in it."""
+def compiled(source: Path, name: str, arch: str = "bytecode", lines: bool = True) -> bytes:
+    """One .mpy file; `name` is what tracebacks call it, so no path of this machine is in it.
+
+    lines  whether it knows the numbers of its lines
+    """
     with tempfile.TemporaryDirectory(prefix="outpost-mpy-") as folder:
         out = Path(folder) / "out.mpy"
-        machine = [] if arch == "bytecode" else [f"-march={arch}"]
+        options = [] if arch == "bytecode" else [f"-march={arch}"]
+        options += [] if lines else ["-O3"]
         done = subprocess.run(
-            [binary("mpy-cross"), *machine, "-s", name, "-o", out, source],
+            [binary("mpy-cross"), *options, "-s", name, "-o", out, source],
             capture_output=True,
             text=True,
         )
