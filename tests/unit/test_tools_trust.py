@@ -612,3 +612,47 @@ def test_after_more_changes_of_keys_than_a_device_takes_a_file_is_made_all_the_s
         bundle.verify(data, stood[0])
     middle = shelf.deliverable(shelf.find(30))
     assert bundle.verify(middle, stood[0]).version == 30
+
+
+def test_a_key_that_was_exchanged_under_the_same_name_shows_as_a_change(office):
+    """No signature covers names: who brings the draft says what they are."""
+    office.first("anna", "ben")
+    office.new(*office.keys("mallory"))
+    office.trust("remove", office.draft, "--key", "ben")
+    draft = trustdraft.read(office.draft)
+    lied = {key: {"mallory": "ben"}.get(name, name) for key, name in draft.names.items()}
+    old = next(key for key, name in draft.names.items() if name == "ben")
+    new = next(key for key, name in draft.names.items() if name == "mallory")
+    changed(office, names=lied)
+    said = office.trust("sign", office.draft, data="anna")
+    assert f"- signing key ben ({old})" in said and f"+ signing key ben ({new})" in said
+
+
+def test_who_may_command_devices_from_then_on_is_shown_key_by_key(office):
+    office.first("anna")
+    office.outpost("sign", "new", "boss", "--role", "keys", "--role", "software")
+    office.new("--signers")
+    said = office.trust("sign", office.draft, data="anna")
+    assert "+ command signer " in said and "for keys, software" in said
+
+
+def test_thresholds_and_sections_that_change_are_shown_beside_the_keys(office):
+    office.first("anna")
+    keys = [word for name in ("x", "y", "z") for word in ("--software", office.signer(name))]
+    office.new(*keys)
+    office.next("anna")
+    office.new()
+    office.trust("remove", office.draft, "--software", "z", "--software-threshold", 1)
+    draft = trustdraft.read(office.draft).edited(more=((7, b"what"),))
+    draft.save(office.draft)
+    said = office.trust("inspect", office.draft)
+    assert "- software key z (" in said and "must sign software: 1 instead of 2" in said
+    assert "does not know: 7 (4 bytes)" in said
+
+
+def test_a_signer_who_does_not_have_the_bundle_in_force_is_told_so(office):
+    office.first("anna", "ben")
+    office.new()
+    assert "does not have the bundle in force" in office.trust("sign", office.draft, data="anna")
+    office.trust("keep", office.data / "trust" / "000001.bin", data="ben")
+    assert "in force" not in office.trust("sign", office.draft, data="ben")

@@ -386,3 +386,18 @@ def test_a_killed_rollout_is_resumed_and_the_device_that_was_being_sent_it_is_no
     found = rollout(code=3)
     assert found["done"] == 1 and found["missed"] == ["pump-2", "pump-3"]
     assert len(device.taken) == 1
+
+
+def test_a_rollout_says_what_it_verified_what_ends_which_wave_it_is_at_and_each_trouble(
+    world, fleet, tmp_path
+):
+    fleet.connect("pump-1")
+    pin = root_file(tmp_path, "Rescue CA")
+    bundle("--recovery", f"localhost:1={pin}")
+    done = outpost("trust", "rollout", *QUICK, "--waves", "1", code=3)
+    assert "is verified with version 2, by Outpost development root" in done.stdout
+    assert "Note: its chain ends on 20" in done.stdout
+    assert "Note: the recovery endpoint localhost:1 would not help now" in done.stdout
+    assert "wave 1 of 2: 1 device\n" in done.stderr and "wave 2 of 2: 2 devices" in done.stderr
+    assert "pump-2: away, it is not connected" in done.stderr
+    assert "The same command again reaches those who were away." in done.stdout

@@ -109,3 +109,20 @@ def without(old: tuple[str, ...], names: list[str], what: str) -> tuple[str, ...
         if name not in old:
             raise OutpostError(f"{name!r} is no {what} of the bundle: {', '.join(old) or 'none'}.")
     return tuple(one for one in old if one not in names)
+
+
+def spare(output: Path | None, draft: Draft, folder: Path) -> Path:
+    """Where a new draft goes: over nothing but a draft that nobody has signed, or that is kept."""
+    path = output or Path(f"trust-{draft.envelope.version}.draft")
+    if not path.exists():
+        return path
+    try:
+        old = trustdraft.read(path).envelope
+    except OutpostError:
+        raise OutpostError(f"{path} is there, and is no draft: give another -o.") from None
+    kept = Shelf(folder).find(old.version)
+    if old.signatures and (kept is None or kept.head() != old.head()):
+        raise OutpostError(
+            f"{path} is there, and somebody has signed it: remove it, or give another -o."
+        )
+    return path

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from outpost_tools import bundle, envelope, trustdraft
 from outpost_tools.bundle import Bundle
@@ -103,6 +104,25 @@ class Shelf:
             return found.envelope
         self.put(found)
         return found
+
+    def judged(self, found: Envelope) -> dict[str, Any]:
+        """Whether the bundle before it, as far as this folder knows that, has signed for it."""
+        if not found.version:
+            said = (
+                "It is the unsigned bundle of an image: it cannot be delivered, and signs nothing."
+            )
+            return {"good": True, "judged": [said]}
+        older = [one for one in self.history() if one.version < found.version]
+        before = older[-1] if older else None
+        try:
+            old, new = envelope.missing(found, before.keys if before else Keys())
+        except OutpostError as why:
+            return {"good": False, "judged": [f"Its signatures: {why}"]}
+        after = f"the keys of version {before.version}" if before else "its own keys alone"
+        if old or new:
+            said = f"It lacks {old + new} signatures; judged by {after}."
+            return {"good": False, "judged": [said]}
+        return {"good": True, "judged": [f"Its signatures are right and enough, by {after}."]}
 
     def deliverable(self, made: Envelope) -> bytes:
         """What a device at any of the bundles before it takes: changes of keys, then the bundle."""

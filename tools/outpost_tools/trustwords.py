@@ -4,7 +4,9 @@ It owns the rule that whatever ends within the year is pointed out. It judges no
 itself and keeps nothing.
 """
 
+import base64
 import datetime as dt
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -125,14 +127,16 @@ def changes(before: Bundle | None, after: Bundle, names: Mapping[str, str]) -> l
     if before is None:
         return ["It is the fleet's first bundle."]
 
+    # With their ids, always: names are what the draft's bringer says they are.
     def called(points: Iterable[bytes]) -> set[str]:
-        return {names.get(i := envelope.key_id(point).hex(), i) for point in points}
+        return {_called(_key(envelope.key_id(point).hex(), names)) for point in points}
 
     found = _difference("root", map(_named, before.roots), map(_named, after.roots))
     found += _difference("signing key", called(before.keys.points), called(after.keys.points))
     if before.keys.threshold != after.keys.threshold:
         found.append(
-            f"{after.keys.threshold} signatures instead of {before.keys.threshold} from then on"
+            f"how many must sign the next one: {after.keys.threshold} instead of "
+            f"{before.keys.threshold}"
         )
     found += _difference("host for downloads", before.hosts, after.hosts)
     found += _difference(
@@ -141,15 +145,37 @@ def changes(before: Bundle | None, after: Bundle, names: Mapping[str, str]) -> l
     if before.software != after.software:
         old = called(before.software.points) if before.software else set()
         new = called(after.software.points) if after.software else set()
-        found += _difference("software key", old, new) or ["another threshold for software"]
+        found += _difference("software key", old, new)
+        k = [one.threshold if one else 0 for one in (before.software, after.software)]
+        if k[0] != k[1]:
+            found.append(f"how many must sign software: {k[1]} instead of {k[0]}")
     if before.signers != after.signers:
-        found.append("who may sign commands" + (" (nobody)" if after.signers is None else ""))
+        commanders = _difference(
+            "command signer", _commanders(before, names), _commanders(after, names)
+        )
+        found += commanders or ["who may sign commands is written in another way"]
+    if before.more != after.more:
+        kinds = ", ".join(f"{kind} ({len(value)} bytes)" for kind, value in after.more)
+        found.append(f"sections that this `outpost` does not know: {kinds or 'none any more'}")
     if before.floor != after.floor:
         found.append(
             f"versions below {after.floor} are not used any more, not even to reach a recovery "
             "endpoint"
         )
     return found
+
+
+def _commanders(bundle: Bundle, names: Mapping[str, str]) -> list[str]:
+    """Who may sign commands, and for what."""
+    try:
+        rows = json.loads(bundle.signers or b'{"signers": []}')["signers"]
+        points = [base64.urlsafe_b64decode(row["point"] + "==") for row in rows]
+        ids = [envelope.key_id(point[1:]).hex() for point in points]
+        roles = [", ".join(map(str, row["roles"])) for row in rows]
+    except (ValueError, KeyError, TypeError):
+        return ["that cannot be read"]
+    pairs = zip(ids, roles, strict=True)
+    return [f"{_called(_key(one, names))} for {ascii(what)[1:-1]}" for one, what in pairs]
 
 
 def _named(der: bytes) -> str:

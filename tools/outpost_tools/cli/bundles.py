@@ -89,7 +89,7 @@ def trust_new(
     Where there is no bundle yet, of the fleet's first, which images carry.
     """
     from outpost_tools import trustdraft
-    from outpost_tools.trustedit import Parts
+    from outpost_tools.trustedit import Parts, spare
     from outpost_tools.trustshelf import Shelf, complete_in
 
     folder = data_dir(data)
@@ -102,7 +102,7 @@ def trust_new(
     else:
         draft = parts.added(trustdraft.following(before, days, version))
     draft = parts.with_signers(draft) if signers else draft
-    _save(draft, _spare(output, draft, folder), folder, as_json)
+    _save(draft, spare(output, draft, folder), folder, as_json)
 
 
 @trust_app.command("add", epilog="Example: outpost trust add spring.draft --root new-ca.pem")
@@ -215,6 +215,7 @@ def trust_revoke(
     The factory's bundle is among them. It is signed and rolled out as every other.
     """
     from outpost_tools import trustdraft
+    from outpost_tools.trustedit import spare
     from outpost_tools.trustshelf import Shelf, complete_in
 
     folder = data_dir(data)
@@ -228,7 +229,7 @@ def trust_revoke(
             f"The floor is {before.floor}; it can rise to {draft.envelope.version} at the most."
         )
     draft = draft.edited(Shelf(folder).names(), floor=floor)
-    _save(draft, _spare(output, draft, folder), folder, as_json)
+    _save(draft, spare(output, draft, folder), folder, as_json)
 
 
 @trust_app.command("sign", epilog="Example: outpost trust sign spring.draft --signer anna")
@@ -264,6 +265,12 @@ def trust_sign(
         raise OutpostError(f"The signer {who.name!r} may not sign for trust.")
     for line in trustwords.lines(trustwords.draft_facts(draft)):
         typer.echo(line, err=True)  # before the passphrase is asked for
+    if not shelf.knows(draft):
+        typer.echo(
+            "Note: this machine does not have the bundle in force: what changes is as the draft "
+            "says. `outpost trust keep` it first, from somebody you trust.",
+            err=True,
+        )
     secret = signer_secret(who.token is not None, passphrase_file)
     with signers.unlocked(who, secret) as pen:
         draft = pen.endorse(draft)
@@ -352,29 +359,9 @@ def trust_inspect(
         return
     names = shelf.names()
     facts = trustwords.bundle_facts(bundle.Bundle.of(found), names)
-    facts |= _signatures_of(found, shelf)
+    facts |= shelf.judged(found)
     answer(as_json, facts, *trustwords.lines(facts), *facts["judged"])
     raise typer.Exit(0 if facts["good"] else 1)
-
-
-def _signatures_of(found: Any, shelf: Any) -> dict[str, Any]:
-    """Whether the bundle before it, as far as this folder knows that, has signed for it."""
-    from outpost_tools import envelope
-    from outpost_tools.envelope import Keys
-
-    if not found.version:
-        said = "It is the unsigned bundle of an image: it cannot be delivered, and signs nothing."
-        return {"good": True, "judged": [said]}
-    older = [one for one in shelf.history() if one.version < found.version]
-    before = older[-1] if older else None
-    try:
-        old, new = envelope.missing(found, before.keys if before else Keys())
-    except OutpostError as why:
-        return {"good": False, "judged": [f"Its signatures: {why}"]}
-    after = f"the keys of version {before.version}" if before else "its own keys alone"
-    if old or new:
-        return {"good": False, "judged": [f"It lacks {old + new} signatures; judged by {after}."]}
-    return {"good": True, "judged": [f"Its signatures are right and enough, by {after}."]}
 
 
 # What the commands share
@@ -390,26 +377,6 @@ def _open_to_change(path: Path, again: bool) -> Any:
             "meant."
         )
     return draft
-
-
-def _spare(output: Path | None, draft: Any, folder: Path) -> Path:
-    """Where a new draft goes: over nothing but a draft that nobody has signed, or that is kept."""
-    from outpost_tools import trustdraft
-    from outpost_tools.trustshelf import Shelf
-
-    path = output or Path(f"trust-{draft.envelope.version}.draft")
-    if not path.exists():
-        return path
-    try:
-        old = trustdraft.read(path).envelope
-    except OutpostError:
-        raise OutpostError(f"{path} is there, and is no draft: give another -o.") from None
-    kept = Shelf(folder).find(old.version)
-    if old.signatures and (kept is None or kept.head() != old.head()):
-        raise OutpostError(
-            f"{path} is there, and somebody has signed it: remove it, or give another -o."
-        )
-    return path
 
 
 def _save(draft: Any, path: Path, folder: Path, as_json: bool) -> None:
