@@ -113,6 +113,9 @@ def test_what_nobody_signed_is_not_even_written(device):
     for_s3 = image(chip=9)
     why = device.refused(for_s3, kind="firmware", **signed(for_s3, 2))
     assert "for another chip" in why
+    large = image(len(part(device, "ota_1")) + 1)
+    why = device.refused(large, kind="firmware", **signed(large, 2))
+    assert "more than the" in why
     record = base64.b64decode(signed(data, 2)["signed"])
     assert "no application package" in device.refused(record)
     assert device.board.boots == 1
