@@ -10,7 +10,7 @@ from .appstate import State
 def facts():
     """version, slot, firmware, change: docs/updates.md."""
     state = State()
-    slot = state.slot()
+    slot = state.running()
     outcome = state.get(slots.NVS_APP_OUTCOME)
     found = {
         "version": state.version(slot),

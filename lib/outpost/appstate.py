@@ -44,9 +44,17 @@ class State:
             raise UpdateError("the NVS has no room for the state of an update (%s)" % e, True)
 
     def slot(self):
-        """The slot in use, or -1: the image's own application."""
+        """The slot that was kept last, or -1: none was. Its files may be gone: running()."""
         slot = self.get(slots.NVS_APP_CURRENT)
         return slot if slot in (0, 1) else -1
+
+    def running(self):
+        """The slot whose software boot.py starts, or -1: the image's own application."""
+        slot = self.slot()
+        try:
+            return slot if slot >= 0 and os.stat(slots.APP_SLOTS[slot] + "/main.py")[6] else -1
+        except OSError:
+            return -1
 
     def free(self):
         """The slot that the next package goes into."""
@@ -65,16 +73,17 @@ class State:
         return -1 if trial == self.slot() else trial
 
 
-def wanted(version, failed, kept, pulled):
+def wanted(version, failed, kept, pulled, runs):
     """The answer where what is announced is not to come, or None.
 
     failed  the version whose trial came to nothing last, or -1: a device does not fetch that by
             itself for ever; somebody who pushes it once more has a reason
     kept    the highest version that was ever kept here
+    runs    the version that runs: where that is an older one, the one that was kept is gone
     """
     if isinstance(version, bool) or not isinstance(version, int):
         return None  # what was signed will tell
-    if version == kept > 0:
+    if version == kept == runs > 0:
         return 200, {"state": "kept", "version": version}
     if version < kept:
         return 422, {"error": OLDER % (version, kept)}
@@ -97,7 +106,9 @@ def may_begin(size, args):
         raise UpdateError(ON_TRIAL)
     failed = 1 < state.get(slots.NVS_APP_OUTCOME) < 16
     failed = state.get(slots.NVS_APP_LAST) if failed else -1
-    answer = wanted(args.get("version"), failed, state.top(), "url" in args)
+    answer = wanted(
+        args.get("version"), failed, state.top(), "url" in args, state.version(state.running())
+    )
     if answer:
         return answer
     try:

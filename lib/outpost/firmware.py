@@ -73,7 +73,7 @@ def begin(size, sha256, args, now):
     failed = state.get(slots.NVS_APP_OUTCOME) > slots.KEPT + 16
     failed = state.get(slots.NVS_APP_LAST) if failed else -1
     kept = max(0, state.get(slots.NVS_FIRMWARE_TOP))
-    answer = wanted(args.get("version"), failed, kept, "url" in args)
+    answer = wanted(args.get("version"), failed, kept, "url" in args, kept)
     if answer:
         return answer
     part = target()

@@ -33,7 +33,7 @@ def taken(path, now):
     if trial in (0, 1) and state.version(trial) == head.version:
         # Its sender did not hear the answer: the power went.
         return 202, {"state": "trial", "version": head.version}
-    if head.version == top:
+    if head.version == top == state.version(state.running()):
         return 200, {"state": "kept", "version": top}
     if head.version < top:
         raise UpdateError(OLDER % (head.version, top))

@@ -283,6 +283,12 @@ def test_kept_software_that_loses_its_files_gives_way_to_the_images_own(world):
     seen = len(update.hub.telemetry)
     update.power_on()
     update.heard("image", start=seen)
+    # It says so, and the same version is no news that it has already.
+    told = until_told(update, lambda told: told["slot"] == "image")
+    assert told["version"] == 0
+    assert update.push(packages.signed(GOOD, 2), version=2).status == 202
+    update.board.wait_for(KEPT % 2, 60)
+    assert boots(update)[-1] == "b on trial"
 
 
 @pytest.mark.parametrize("leg", ["outpost32"], indirect=True)
