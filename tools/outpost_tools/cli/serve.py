@@ -35,7 +35,8 @@ def board_serve(
     port: Annotated[
         int, typer.Option(help="TCP port on loopback; 0 is any that is free.", min=0, max=65535)
     ] = 0,
-    leg: Annotated[Leg, typer.Option(help="Which build runs it.")] = Leg.outpost64,
+    # Its memory is as large as a chip's: in 64 bits the library on flash does not fit into it.
+    leg: Annotated[Leg, typer.Option(help="Which build runs it.")] = Leg.outpost32,
     heapsize: HeapOption = None,
     chip: Annotated[ChipName, typer.Option(help="What the chip says it is.")] = ChipName.esp32,
     mac: Annotated[
