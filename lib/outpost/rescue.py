@@ -10,9 +10,11 @@ unless it is blank: what is in it may be wanted.
 """
 
 import binascii
+import gc
 import hashlib
 
 import esp32
+from micropython import const
 
 from . import agreed, log, trust
 from .errors import OutpostError, TrustError, number
@@ -22,6 +24,7 @@ _SAID = "the file system is corrupt: %s, or write the image again"
 _UNSIGNED = "call the method rescue with format"
 _SIGNED = "send the signed command software rescue"
 _ASKED = 'say {"format": true}: it erases the file system'
+_RECOVERY = const(3)  # formats.SECTION_RECOVERY
 _NO_MARK = -1  # of a blob that is being written
 
 
@@ -36,10 +39,16 @@ def keep(root):
     """
     if trust.trial:
         return False  # its bundle may yet be taken back
+    gc.collect()
     try:
         blob = bytearray(_part(_read(agreed.CONFIG_PATH)))
-        blob += _part(_bundle(root))
-        blob += _part(_read(agreed.SIGNERS_PATH, b""))
+        signers = _part(_read(agreed.SIGNERS_PATH, b""))
+        room = agreed.RESCUE_MAX_BYTES - len(blob) - len(signers) - 6  # a length, the CRC-32
+        pieces = _bundle(root, room)
+        blob += sum([len(piece) for piece in pieces]).to_bytes(2, "big")
+        while pieces:
+            blob += pieces.pop(0)  # no second copy of it all
+        blob += signers
         nvs = esp32.NVS(agreed.NVS_NAMESPACE)
         mark = int.from_bytes(hashlib.sha256(blob).digest()[:4], "big") >> 1
         if _number(nvs, agreed.NVS_RESCUE_MARK) != mark:
@@ -73,8 +82,10 @@ def _read(path, without=None):
         return without
 
 
-def _bundle(root):
-    """The bundle in use with this root alone, in the form that it has there, unsigned."""
+def _bundle(root, room):
+    """The bundle in use with this root first, in the form that it has there, unsigned, in pieces.
+    Recovery endpoints and the other roots as far as there is room: the hub may have another by
+    then."""
     for der in trust.roots():
         if hashlib.sha256(der).digest() == root:
             break
@@ -84,18 +95,24 @@ def _bundle(root):
     with open(path, "rb") as f:
         size = trust.to_body(f)
         if size is None:
-            return _part(der)  # the older list of roots
+            return [_part(der)]  # the older list of roots
         f.seek(0)
         head = f.read(7)
         head += f.read(head[6] + 16)  # fleet, version, floor, issued, expires
         f.seek(36, 1)
         keys = f.read(2)
         keys += f.read(64 * keys[1])
-    body = b"\x01" + _part(der)
+    body = bytearray(b"\x01" + _part(der))
     for kind in (agreed.SECTION_HOST, agreed.SECTION_SOFTWARE, agreed.SECTION_SIGNERS):
         for value in trust.values(kind, path):
             body += bytes((kind,)) + _part(value)
-    return head + len(body).to_bytes(4, "big") + hashlib.sha256(body).digest() + keys + b"\0" + body
+    room -= len(head) + 37 + len(keys)
+    for kind in (_RECOVERY, agreed.SECTION_ROOT):
+        for value in trust.values(kind, path):
+            if value != der and len(body) + 3 + len(value) <= room:
+                body += bytes((kind,)) + _part(value)
+    sha256 = hashlib.sha256(body).digest()
+    return [head, len(body).to_bytes(4, "big"), sha256, keys, b"\0", body]
 
 
 def _part(content):
@@ -119,7 +136,7 @@ def run():
     if rescuefs.wanted() or _blank():
         try:
             make_anew()
-        except (OSError, OutpostError) as e:
+        except (OSError, MemoryError, OutpostError) as e:
             # The next start tries again; meanwhile it connects.
             log.say("rescue", "the file system could not be made anew (%s)" % e)
     from . import Device
@@ -149,8 +166,14 @@ def _ordered(device):
         _under_way(1)
     except OSError as e:
         return 503, {"error": "the NVS takes nothing (error %d): write the image again" % number(e)}
-    device.after(1, make_anew)  # the answer goes out first
+    device.after(1, _restart)  # the answer goes out first; a start has the memory for it
     return 202, {"state": "format"}
+
+
+def _restart():
+    import machine
+
+    machine.reset()
 
 
 def _under_way(value):
