@@ -1,8 +1,9 @@
 """Kit: what a rescue needs (rescue.py), put into the NVS while all is well.
 
-The configuration, the bundle in use with no root but the one that just verified the hub, and who
-signs commands, in a blob of the NVS (agreed.py), after a connection and only when they are others
-than before. In our firmware alone. Loaded for that moment, and let go of.
+The configuration, the bundle in use (the root that just verified the hub first, the others and the
+recovery endpoints where there is room), and who signs commands, in a blob of the NVS (agreed.py),
+after a connection and only when they are others than before. In our firmware alone. Loaded for that
+moment, and let go of.
 """
 
 import binascii
@@ -10,10 +11,12 @@ import hashlib
 import os
 
 import esp32
+from micropython import const
 
 from . import agreed, log, trust
 from .errors import OutpostError, TrustError
 
+_RECOVERY = const(3)  # formats.SECTION_RECOVERY
 _NO_MARK = -1  # of a blob that is being written
 _KINDS = (agreed.SECTION_HOST, agreed.SECTION_SOFTWARE, agreed.SECTION_SIGNERS)
 
@@ -69,16 +72,16 @@ def _blob(root):
             f.seek(36, 1)
             keys = f.read(2)
             keys += f.read(64 * keys[1])
-    # A root of the older list has no kind before it, and nothing behind it.
-    body = len(der) + (2 if new is None else 3)
-    if new is not None:
-        for kind in _KINDS:
-            for value in trust.values(kind, path):
-                body += 3 + len(value)
-    bundle = body if new is None else len(head) + 36 + len(keys) + 1 + body
-    size = 6 + _size(agreed.CONFIG_PATH) + bundle + _size(agreed.SIGNERS_PATH) + 4
-    if size > agreed.RESCUE_MAX_BYTES:
+    room = agreed.RESCUE_MAX_BYTES - _size(agreed.CONFIG_PATH) - _size(agreed.SIGNERS_PATH) - 10
+    if new is None:
+        bundle = 2 + len(der)  # the older list of roots
+    else:
+        frame = len(head) + 36 + len(keys) + 1
+        body = sum([3 + len(value) for _, value in _sections(der, path, room - frame)])
+        bundle = frame + body
+    if bundle > room:
         return None
+    size = agreed.RESCUE_MAX_BYTES - room + bundle
     out = Writer(size)
     out.file(agreed.CONFIG_PATH)
     out.length(bundle)
@@ -86,23 +89,37 @@ def _blob(root):
         out.length(len(der))
         out.add(der)
     else:
-        _add_bundle(out, path, der, head, keys, body)
+        _add_bundle(out, head, keys, body, _sections(der, path, room - frame))
     out.file(agreed.SIGNERS_PATH)
     return out.whole
 
 
-def _add_bundle(out, path, der, head, keys, body):
+def _add_bundle(out, head, keys, body, sections):
     out.add(head)
     digest = out.room(36)
     out.add(keys)
     out.add(b"\0")
     at = out.at
-    out.section(agreed.SECTION_ROOT, der)
-    for kind in _KINDS:
-        for value in trust.values(kind, path):
-            out.section(kind, value)
+    for kind, value in sections:
+        out.section(kind, value)
     digest[:4] = body.to_bytes(4, "big")
     digest[4:] = hashlib.sha256(memoryview(out.whole)[at : out.at]).digest()
+
+
+def _sections(der, path, room):
+    """(kind, value) of what is kept of the bundle's body. Recovery endpoints and the other roots as
+    far as there is room: the hub may have another by then."""
+    size = 3 + len(der)
+    yield agreed.SECTION_ROOT, der
+    for kind in _KINDS:
+        for value in trust.values(kind, path):
+            size += 3 + len(value)
+            yield kind, value
+    for kind in (_RECOVERY, agreed.SECTION_ROOT):
+        for value in trust.values(kind, path):
+            if value != der and size + 3 + len(value) <= room:
+                size += 3 + len(value)
+                yield kind, value
 
 
 class Writer:

@@ -27,7 +27,7 @@ def run():
     if rescuefs.wanted() or _blank():
         try:
             make_anew()
-        except (OSError, OutpostError) as e:
+        except (OSError, MemoryError, OutpostError) as e:
             # The next start tries again; meanwhile it connects.
             log.say("rescue", "the file system could not be made anew (%s)" % e)
     from . import Device
@@ -57,8 +57,14 @@ def _ordered(device):
         _under_way(1)
     except OSError as e:
         return 503, {"error": "the NVS takes nothing (error %d): write the image again" % number(e)}
-    device.after(1, make_anew)  # the answer goes out first
+    device.after(1, _restart)  # the answer goes out first; a start has the memory for it
     return 202, {"state": "format"}
+
+
+def _restart():
+    import machine
+
+    machine.reset()
 
 
 def _under_way(value):

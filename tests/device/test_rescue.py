@@ -73,7 +73,7 @@ def test_told_to_it_makes_the_file_system_anew_and_is_itself(world) -> None:
     assert Operator(hub, DEVICE_ID).invoke("rescue", {"format": True})[0] == 202
     anew = line_number(board, r"rescue +the file system is made anew", at)
     line_number(board, CONNECTED, anew)
-    assert board.reboots == 1
+    assert board.reboots == 2  # it is made anew at a start, which has the memory for it
     board.stop()
     again = world.board(flash)
     line_number(again, CONNECTED)
@@ -150,5 +150,7 @@ def test_the_start_and_the_library_mean_the_same_names() -> None:
     assert names["SLOT"] == agreed.NVS_TRUST_SLOT and names["SLOTS"] == agreed.TRUST_SLOTS
     assert names["PRODUCTION"] == agreed.NVS_PRODUCTION
     assert names["SIGNERS"] == agreed.SIGNERS_PATH
+    assert "\nSECTION_RECOVERY = 3\n" in (REPO / "lib/outpost/formats.py").read_text()
+    assert "\n_RECOVERY = const(3)" in (REPO / "lib/outpost/rescue.py").read_text()
     assert names["CONFIG"] == agreed.CONFIG_PATH and names["FACTORY"] == agreed.FACTORY_ROOTS_PATH
     assert names["MAX_BYTES"] == agreed.RESCUE_MAX_BYTES

@@ -198,6 +198,18 @@ def test_a_ca_that_changed_is_in_what_is_kept(trust) -> None:
     lost(trust)
 
 
+def test_a_hub_that_went_to_another_known_root_meanwhile_is_reached(trust) -> None:
+    """Only one root has verified it; the others are kept where there is room."""
+    board = trust.start(QUIET)
+    assert trust.connected() and trust.push(trust.bundle(2, "ab")).status == 202
+    line_number(board, IN_USE)
+    trust.until_reported(version=2)
+    board.stop()
+    wreck(trust.flash)
+    trust.move("b")
+    line_number(trust.restart(heapsize=ROOMY), CONNECTED.partition(" device")[0])
+
+
 def test_a_board_without_the_partition_connects_and_refuses(world) -> None:
     hub = world.hub()
     flash = connected_once(world, hub)
