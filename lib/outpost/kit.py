@@ -118,10 +118,9 @@ class Writer:
 
 
 def _root(root):
-    for der in trust.roots():
+    for der in trust.in_place():
         if hashlib.sha256(der).digest() == root:
             return der
-        der = None  # one in memory at a time
     raise TrustError("the root of this connection is not in the bundle any more")
 
 
