@@ -132,7 +132,7 @@ def context(roots, ecc_only=False):
     ctx.set_ciphers([n for n in names if n in have])
     for der in roots():
         try:
-            ctx.load_verify_locations(der)
+            ctx.load_verify_locations(bytes(der))  # it takes no memoryview
         except ValueError as e:
             raise explained(ValueError("trusted root", e), "")
     return ctx
