@@ -228,6 +228,9 @@ class _NoOffer:
 
     made = False
 
+    def used(self):
+        pass
+
     def done(self):
         pass
 

@@ -165,10 +165,10 @@ class DevCA:
         self,
         data: Path,
         kinds: Sequence[Kind] = KINDS,
-        title: str = TITLE,
-        life: dt.timedelta = ROOT_LIFE,
+        title: str | None = None,
+        life: dt.timedelta | None = None,
     ) -> None:
-        self._title, self._life = title, life
+        self._title, self._life = title or self.TITLE, life or ROOT_LIFE
         self.folder = private_dir(Path(data)) / self.FOLDER
         self.kinds = tuple(kinds)
         private_dir(self.folder)
