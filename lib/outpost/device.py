@@ -53,7 +53,6 @@ class Device:
         self._backoff = Backoff(1, 300)
         self._retry_at = 0
         self.health = None  # the application's health check
-        trust.reserve()
         # What the fleet signs: changes of trust and software, which come in files, commands,
         # changes of keys.
         self._guard = self._updates = None

@@ -14,8 +14,6 @@ _REMEDY = "build the image again with 'outpost image'"
 # nothing else. Hosts, keys and signers stay those of the bundle in use.
 trial = None
 
-_room = b""  # for one root: taken once, so that no later connection needs a piece of that size
-
 
 def in_use():
     """The path of the bundle in use."""
@@ -27,28 +25,14 @@ def in_use():
         return agreed.FACTORY_ROOTS_PATH
 
 
-def reserve():
-    """Take the memory that roots are read into, while it is in one piece."""
-    try:
-        for _ in in_place():
-            pass
-    except (TrustError, MemoryError):
-        pass  # the first connection says what is wrong
-
-
-def in_place():
-    """roots(), each a memoryview that holds until the next one is asked for: takes no memory."""
-    return roots(None, _into)
-
-
-def roots(path=None, read=None):
+def roots(path=None):
     """Yield the DER of each root that servers are verified with now.
 
     TrustError where the file is missing, empty, cut off, too large, or a root is not DER.
     """
     path = path or (trial.path if trial else in_use())
     count = 0
-    for der in values(agreed.SECTION_ROOT, path, read):
+    for der in values(agreed.SECTION_ROOT, path):
         count += 1
         # A certificate is a SEQUENCE whose length fills the entry exactly.
         if len(der) < 4 or der[:2] != b"\x30\x82" or (der[2] << 8 | der[3]) != len(der) - 4:
@@ -106,11 +90,8 @@ def changeable():
     return True
 
 
-def values(kind, path=None, read=None):
-    """Yield the value of each section of a kind: one is in RAM, never all.
-
-    read(f, n) gives up to n bytes of a file; None: in memory of their own
-    """
+def values(kind, path=None):
+    """Yield the value of each section of a kind: one is in RAM, never all."""
     path = path or in_use()
     try:
         f = open(path, "rb")
@@ -138,19 +119,11 @@ def values(kind, path=None, read=None):
             if this != kind:
                 f.seek(length, 1)
                 continue
-            value = read(f, length) if read else f.read(length)
+            value = f.read(length)
             if len(value) != length or len(entry) != head:
                 raise TrustError("%s is damaged at root %d: %s" % (path, count, _REMEDY), True)
             yield value
             value = None  # one is in RAM, never two
-
-
-def _into(f, size):
-    global _room
-    if len(_room) < size:
-        _room = bytearray(size)
-    view = memoryview(_room)
-    return view[: f.readinto(view[:size])]
 
 
 def to_body(f):

@@ -243,7 +243,7 @@ class Walk:
         try:
             _, self.connection = tls.connect(
                 where,
-                trust.in_place,
+                trust.roots,
                 lambda stream: session.connect(stream, clean),
                 self.ladder(where),
                 credential,

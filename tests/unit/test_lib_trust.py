@@ -29,27 +29,6 @@ def test_roots_come_one_by_one(micropython, tmp_path):
     assert micropython(RUN).strip() == "ok [914, 579]"
 
 
-def test_roots_are_read_into_memory_that_was_taken_once(micropython, tmp_path):
-    (tmp_path / "roots.bin").write_bytes(GOOD)
-    printed = micropython("""
-import gc
-from outpost import trust
-trust.in_use = lambda: "roots.bin"
-trust.reserve()
-def taken(roots):
-    gc.collect()
-    before = gc.mem_free()
-    for der in roots:
-        assert bytes(der[:4]) == b"\\x30\\x82" + (len(der) - 4).to_bytes(2, "big")
-        print(len(der))
-    return before - gc.mem_free()
-gc.collect()
-gc.disable()
-print(taken(trust.roots()) - taken(trust.in_place()) > 914)
-""")
-    assert printed.split() == ["914", "579", "914", "579", "True"]
-
-
 @pytest.mark.parametrize(
     ("content", "words"),
     [
