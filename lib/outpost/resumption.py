@@ -87,6 +87,12 @@ class Offer:
         """The connection is made: keep its session for the next one."""
         if self._tag is None:
             return
+        try:
+            self._keep(facts)
+        except MemoryError:
+            log.say("tls", "there is no memory to keep the session in")  # a full handshake next
+
+    def _keep(self, facts):
         session = policy.session()
         if not facts["resumed"]:
             self._began = clock.now() - _UNIX_2000

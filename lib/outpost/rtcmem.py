@@ -53,19 +53,27 @@ def get(number):
 
 def put(number, data):
     """Keep bytes under a number; None takes them out. False where there is no room."""
-    whole = _load()
-    after = bytearray(8)
+    whole = memoryview(_load())
+    size = 8 if data is None else 11 + len(data)
     for found, begin, end in _parts(whole):
         if found != number:
-            after += memoryview(whole)[begin - 3 : end]
+            size += 3 + end - begin
         elif data is not None and data == whole[begin:end]:
             return True
-    if data is not None:
-        after += struct.pack("<BH", number, len(data))
-        after += data
-    if len(after) > _SIZE:
+    if size > _SIZE:
         return False
     import machine
+
+    # In one piece, as large as it will be: the memory may be in many.
+    after = bytearray(size)
+    at = 8
+    for found, begin, end in _parts(whole):
+        if found != number:
+            after[at : at + 3 + end - begin] = whole[begin - 3 : end]
+            at += 3 + end - begin
+    if data is not None:
+        struct.pack_into("<BH", after, at, number, len(data))
+        after[at + 3 :] = data
 
     after[:4] = _MAGIC
     struct.pack_into("<I", after, 4, binascii.crc32(memoryview(after)[8:]))

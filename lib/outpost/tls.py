@@ -17,7 +17,7 @@ import tls
 
 from . import agreed, log
 from .errors import OutpostError, TlsError
-from .parts import do
+from .parts import do, let_go
 from .stream import Stream
 
 try:
@@ -119,17 +119,20 @@ def context(roots, ecc_only=False):
     """
     ctx = tls.SSLContext(tls.PROTOCOL_TLS_CLIENT)
     ctx.verify_mode = tls.CERT_REQUIRED
-    names = agreed.SUITES_ECDSA if ecc_only else agreed.SUITES_ECDSA + agreed.SUITES_RSA
     if policy:
         policy.suites("ecc" if ecc_only else "all")
         for _ in roots():
             pass
         return ctx
+    from . import suites
+
+    names = suites.SUITES_ECDSA if ecc_only else suites.SUITES_ECDSA + suites.SUITES_RSA
+    let_go(suites)
     have = ctx.get_ciphers()
     ctx.set_ciphers([n for n in names if n in have])
     for der in roots():
         try:
-            ctx.load_verify_locations(der)
+            ctx.load_verify_locations(bytes(der))  # it takes no memoryview
         except ValueError as e:
             raise explained(ValueError("trusted root", e), "")
     return ctx

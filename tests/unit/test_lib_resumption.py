@@ -193,3 +193,18 @@ offer = resumption.Offer(Where(), ONE, Credential())
 resumption.forget()
 assert connect()["resumed"] is False and rtcmem.get(rtcmem.SESSION) is None
 """)
+
+
+def test_connection_for_whose_session_there_is_no_memory_goes_on(run):
+    run("""
+true_put = rtcmem.put
+def put(number, data):
+    if data is not None:
+        raise MemoryError
+    return true_put(number, data)
+rtcmem.put = put
+assert kept() == (True, True)
+rtcmem.put = true_put
+assert not offered()  # a full handshake next
+assert kept() == (False, False) and offered()
+""")

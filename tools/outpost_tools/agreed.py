@@ -22,6 +22,7 @@ def _load(name: str) -> ModuleType:
 _device = _load("agreed")
 _slots = _load("slots")
 _formats = _load("formats")
+_suites = _load("suites")
 
 NVS_NAMESPACE: str = _device.NVS_NAMESPACE
 NVS_DEVICE_ID: str = _device.NVS_DEVICE_ID
@@ -39,7 +40,7 @@ KEY_MIN_BYTES: int = _device.KEY_MIN_BYTES
 KEY_MAX_BYTES: int = _device.KEY_MAX_BYTES
 UNIX_2000: int = _device.UNIX_2000
 RECORD_SIZES: tuple[int, ...] = _device.RECORD_SIZES
-SUITES: tuple[str, ...] = _device.SUITES_ECDSA + _device.SUITES_RSA
+SUITES: tuple[str, ...] = _suites.SUITES_ECDSA + _suites.SUITES_RSA
 KEEPALIVE_MIN_S: int = _device.KEEPALIVE_MIN_S
 KEEPALIVE_MAX_S: int = _device.KEEPALIVE_MAX_S
 API_VERSION: str = _device.API_VERSION
