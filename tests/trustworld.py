@@ -121,6 +121,16 @@ class TrustWorld:
 
         return delivery.push(invoke, "trust", data)
 
+    def refuses(self, data: bytes) -> bool:
+        """Push it: whether the device does not take it. A stock board that has no memory to judge
+        it beside a connection says so after a restart."""
+        lives = self.board.boots
+        done = self.push(data)
+        if done.result != {"state": "later"}:
+            return done.status == 409
+        assert self.world.leg == "stock32" and eventually(lambda: self.board.boots > lives, 60)
+        return self.connected() and self.nvs("tr-try") is None
+
     def reported(self) -> dict[str, Any]:
         return self.operator.reported().get("outpost", {}).get("trust", {})
 

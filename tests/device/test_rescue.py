@@ -151,6 +151,6 @@ def test_the_start_and_the_library_mean_the_same_names() -> None:
     assert names["PRODUCTION"] == agreed.NVS_PRODUCTION
     assert names["SIGNERS"] == agreed.SIGNERS_PATH
     assert "\nSECTION_RECOVERY = 3\n" in (REPO / "lib/outpost/formats.py").read_text()
-    assert "\n_RECOVERY = const(3)" in (REPO / "lib/outpost/rescue.py").read_text()
+    assert "\n_RECOVERY = const(3)" in (REPO / "lib/outpost/kit.py").read_text()
     assert names["CONFIG"] == agreed.CONFIG_PATH and names["FACTORY"] == agreed.FACTORY_ROOTS_PATH
     assert names["MAX_BYTES"] == agreed.RESCUE_MAX_BYTES

@@ -90,7 +90,7 @@ def test_what_is_not_signed_as_it_must_be_is_refused_and_changes_nothing(trust):
 
 def test_too_few_of_three_signers_and_one_for_two_are_refused(trust):
     trust.present = bundles.make(1, [trust.a], keys=bundles.keys("abc", 2))
-    trust.start()
+    trust.start(factory=bundles.signed(trust.present, "ab").encode())
     more = {"keys": trust.present.keys}
     for names in ("a", "c", "az"):
         assert trust.push(trust.bundle(2, "ab", names, **more)).status == 409

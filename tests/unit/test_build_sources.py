@@ -174,6 +174,7 @@ def test_a_file_that_came_with_an_old_date_is_built_all_the_same(
         firmware / "virtual" / "mpconfigvariant.mk",
         firmware / "board.c",
         library / "clock.py",
+        tmp_path / "boot.py",
     ):
         path.write_text("first")
     for name, value in (

@@ -122,7 +122,7 @@ def test_present_keys_sign_the_next_bundle():
         (lambda: bundles.data(2, "ab"), "nobody named"),
         (lambda: bundles.data(1), "not newer"),
         (lambda: bundles.data(2, fleet="dock"), "for the fleet 'dock'"),
-        (lambda: bundles.data(2, expires=NOW - 30), "expired"),
+        (lambda: bundles.data(2, issued=NOW - 3600, expires=NOW - 30), "expired"),
         (lambda: bundles.data(2) + b"x", "behind the end"),
         (lambda: bundles.data(2)[:-1], "cut off"),
         (lambda: bundles.data(2, roots=[certs.holder("leaf").der]), "not a root"),
