@@ -20,7 +20,6 @@ _REPORT_MS = const(2000)  # after connecting: messages go first
 _FILE_MAX = const(16384)
 _LOADED = (
     "install",
-    "rescue",
     "revoke",
     "bundle",
     "x509",
@@ -29,6 +28,7 @@ _LOADED = (
 )
 _ASIDE = "/trust/new.bin"
 _MISSED = "tr-miss"
+_SINCE = "tr-since"
 _TRIAL = "tr-try"
 _HIGH = "tr-high"
 _TOLD_MS = const(5000)  # a connection that lives on for so long has brought a report to the hub
@@ -110,7 +110,19 @@ class Guard:
             return _do("trusting", "failed", err, self._way)
         if err.stage == "trust" or getattr(err, "untrusted", False):
             self._missed = True
-            return self._way.config and _do("emergency", "missed", self._way, err.stage == "trust")
+            return self._way.config and self._emergency(err.stage == "trust")
+        return False
+
+    def _emergency(self, damaged):
+        try:
+            return _do("emergency", "missed", self._way, damaged, raises=True)
+        except OutpostError as e:
+            log.error(e)
+        except MemoryError:
+            # A life that is young has as much memory as there will be: then only after the wait.
+            if log.uptime_ms() > self._way.config.recovery_after_s * 1000 and _due_at_once():
+                _restart("another bundle is looked for")
+            log.say("trust", "there is no memory for it now")
         return False
 
     def step(self):
@@ -120,7 +132,7 @@ class Guard:
         if self._again_ms is not None and now >= self._again_ms:
             self._again_ms = None
             if self._aside:
-                _restart()
+                _restart("the bundle is judged")
             return trial is not None
         if trial and trial.session:
             if trial.probe_ms is not None and now - trial.probe_ms >= _PROBE_MS:
@@ -150,11 +162,24 @@ class Guard:
             self._messages.accept(body, False, None, is_json=True)
 
 
-def _restart():
+def _restart(what):
     import machine
 
-    log.say("trust", "the bundle is judged after a restart, when there is more memory")
+    log.say("trust", "%s after a restart, when there is more memory" % what)
     machine.reset()
+
+
+def _due_at_once():
+    """The next attempt that ends without trust is the emergency's. Whether NVS has taken it."""
+    import esp32
+
+    try:
+        store = esp32.NVS(agreed.NVS_NAMESPACE)
+        store.set_i32(_SINCE, 0)
+        store.commit()
+    except OSError:
+        return False
+    return True
 
 
 def _may_begin(size, sha256, args):

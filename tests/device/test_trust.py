@@ -266,6 +266,33 @@ def test_a_device_whose_root_is_gone_comes_back_through_the_recovery_endpoint(tr
     assert trust.nvs("tr-since") is None and trust.nvs("tr-miss") is None
 
 
+@pytest.mark.parametrize("leg", ["outpost32"], indirect=True)
+def test_an_emergency_that_the_application_leaves_no_memory_for_comes_after_a_restart(trust):
+    hoards = MAIN.replace(
+        b"device.run()",
+        b"""import gc
+hoard = []
+
+@device.method("hoard")
+def take(left):
+    gc.collect()
+    while gc.mem_free() > left:
+        hoard.append(bytearray(256))
+    print("hoarded", gc.mem_free())
+    return True
+
+device.run()""",
+    )
+    board = rescued(trust, trust.bundle(4, "b"), main=hoards)
+    assert trust.connected()
+    trust.operator.invoke("hoard", 11000)
+    trust.move("b")
+    at = line_number(board, "another bundle is looked for after a restart")
+    line_number(board, IN_USE, at)
+    assert trust.connected() and trust.alive()
+    assert board.boots == 2
+
+
 @pytest.mark.parametrize("case", ["unsigned", "old", "another fleet", "junk"])
 def test_what_the_recovery_endpoint_gives_is_believed_for_its_signatures_alone(trust, case):
     data = {
