@@ -150,6 +150,20 @@ class TrustWorld:
         bodies = [*self._before, *(t.body for t in self.hub.telemetry)]
         return {json.loads(body)["n"] for body in bodies if b'"n"' in body}
 
+    def missing(self, timeout_s: float = 60) -> set[int]:
+        """Which of the application's messages never came, up to the last that did. Those in flash
+        go before those in RAM: a later one may be here while an earlier one is on its way."""
+        missing: set[int] = set()
+
+        def nothing() -> bool:
+            nonlocal missing
+            numbers = self.numbers()
+            missing = set(range(1, max(numbers) + 1)) - numbers
+            return not missing
+
+        eventually(nothing, timeout_s)
+        return missing
+
     def alive(self) -> bool:
         """Whether telemetry goes on arriving."""
         count = len(self.hub.telemetry)

@@ -57,6 +57,13 @@ class UpdateWorld:
         self.board = self.world.board(self.flash, **options)
         return self.board
 
+    def power_cycle(self) -> int:
+        """Off, on and connected again. What the hub has of it from that number on is of this
+        start: until the board is off, the one before goes on sending."""
+        board = self.power_on()
+        board.wait_for("hub +connected", 60)
+        return len(self.hub.telemetry)
+
     def push(
         self, data: bytes, patience_s: float = 60, kind: str = "software", **about: Any
     ) -> Delivered:

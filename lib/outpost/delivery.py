@@ -168,8 +168,11 @@ class Delivery:
         """Whether a pull is under way, or is to be begun."""
         return self._pull is not None or log.uptime_ms() >= self._due_ms
 
-    def due(self):
-        """While the hub is connected: whether the connection is to be ended for a file."""
+    def due(self, trial=None):
+        """While the hub is connected: whether the connection is to be ended for a file.
+
+        trial  of software, while there is one
+        """
         now = log.uptime_ms()
         if self.news:
             if self._told_ms is None:
@@ -179,7 +182,7 @@ class Delivery:
                 self.news = {}
         if self._pull is None:
             # A trial is decided on this connection, and a push goes on on it: nothing may end it.
-            if now < self._due_ms or now < self._pushed_ms + _PUSH_MS or trust.trial:
+            if now < self._due_ms or now < self._pushed_ms + _PUSH_MS or trust.trial or trial:
                 return False
             self._look()
             if self._pull is None:

@@ -358,7 +358,7 @@ class Device:
             return self._again()
         if self._guard and self._guard.step():
             return self._again()
-        if self._files and self._files.due():
+        if self._files and self._files.due(self._updates and self._updates.trial):
             log.say("hub", "there is a file to fetch: the connection ends for it")
             return self._again()
         for _ in range(_READS_PER_STEP):

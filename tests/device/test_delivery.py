@@ -4,6 +4,7 @@ over is what was announced, and a hub that lies gains nothing but a full staging
 from __future__ import annotations
 
 import base64
+import itertools
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from outpost_tools.operator import Operator as OperatorSide
 
 FILE = random.Random(7).randbytes(9000)
 OTHER = random.Random(8).randbytes(5000)
+MARKS = itertools.count()
 
 
 @pytest.fixture
@@ -31,6 +33,11 @@ def device(world):
 
 
 def parcels(world) -> list[str]:
+    """What it has printed of them. An answer may be here before what was printed ahead of it, so
+    something is printed behind it, and waited for."""
+    name = f"mark-{next(MARKS)}"
+    Operator(world.hub_here, world.device.device_id).invoke(name)
+    world.board_here.wait_for(f"call of {name}: there is no such method")
     return [line.text for line in world.board_here.lines if line.text.startswith("PARCEL")]
 
 
@@ -161,9 +168,10 @@ def test_delivery_goes_on_after_the_connection_and_after_the_power_were_cut(worl
     hub = world.hub_here
     hub.stop()
     world.board_here.wait_for("error .*next attempt", 30)
-    hub = world.hub(port=hub.port)
+    start = len(world.board_here.lines)
+    hub = world.hub_here = world.hub(port=hub.port)
     sender = Sender(Operator(hub, world.device.device_id))
-    world.board_here.wait_for("hub +connected", 60, len(world.board_here.lines))
+    world.board_here.wait_for("hub +connected", 60, start)
     assert sender.begin(FILE) == (200, {"have": 2048})
     sender.write(FILE, 2048)
     world.board_here.stop()

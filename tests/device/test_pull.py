@@ -7,11 +7,15 @@ import random
 from typing import Any
 
 import bundles
+import packages
 import pytest
-from deliveries import KIND, MAIN, sha
+from deliveries import KIND, MAIN, Sender, sha
 from fromhub import Operator
 from hubs import eventually
 from outpost_tools.bundleserver import BundleServer, development_context, of_mapping
+from outpost_tools.delivery import push
+from updates import KEPT
+from world import line_number
 
 FILE = random.Random(9).randbytes(9000)
 # A stock board has no memory left for a fetch beside a twin (docs/delivery.md).
@@ -40,7 +44,7 @@ class Depot:
     """A server of files beside the hub, and a board whose bundle names it."""
 
     def __init__(
-        self, world, files: dict[str, bytes], hosts=("localhost",), main=QUICK, hub=None
+        self, world, files: dict[str, bytes], hosts=("localhost",), main=QUICK, hub=None, **bundle
     ) -> None:
         self.world = world
         self.hub = hub or world.hub()
@@ -52,9 +56,9 @@ class Depot:
         context = development_context(world.data, ["localhost", "127.0.0.1"])
         self.server = BundleServer(of_mapping(files), context, on_asked=self._asked).start()
         world._closing.append(self.server)
-        bundle = bundles.data(roots=world.ca.roots_der(), hosts=hosts)
+        factory = bundles.data(roots=world.ca.roots_der(), hosts=hosts, **bundle)
         self.flash = world.image(
-            self.hub.port, files={"/main.py": main, "/trust/factory.bin": bundle}
+            self.hub.port, files={"/main.py": main, "/trust/factory.bin": factory}
         )
         self.board = world.board(self.flash)
         self.board.wait_for("hub +connected", 60)
@@ -188,3 +192,40 @@ def test_server_that_is_wrong_or_away_is_tried_again_and_telemetry_goes_on(world
     # And an order that is taken back is forgotten.
     depot.operator.desire({"outpost": None})
     assert depot.operator.invoke("files") == (200, [])
+
+
+@pytest.mark.parametrize("leg", ["outpost32"], indirect=True)
+def test_nothing_is_fetched_while_software_is_on_trial(world):
+    """What decides a trial is a connection that lasts: no file is a reason to end it."""
+    depot = Depot(world, {"/parcel.bin": FILE}, main=PLAIN, software=bundles.keys("s"))
+    source = QUICK.replace(
+        b"\nd.run()",
+        b"""
+well = []
+
+@d.healthy
+def healthy():
+    print("ASKED")
+    return bool(well)
+
+@d.method("recover")
+def recover(payload):
+    well.append(1)
+
+d.run()""",
+    )
+    package = packages.signed(packages.application(source), 7)
+    assert push(Sender(depot.operator).invoke, "software", package).status == 202
+    board = depot.board
+    asked = line_number(board, "ASKED")
+    order = {"version": 5, "url": depot.url(), "size": len(FILE), "sha256": sha(FILE)}
+    depot.operator.desire({"outpost": {KIND: order}, "interval": 7})
+    line = line_number(board, "INTERVAL 7", asked)  # and with it, it has the wish
+    for _ in range(4):
+        line = line_number(board, "ASKED", line + 1)
+    assert not depot.asked and "connection ends for it" not in board.text
+    depot.operator.invoke("recover")
+    kept = line_number(board, KEPT % 7, line)
+    line_number(board, "connection ends for it", kept)
+    assert depot.outcome(status=200) == {"version": 5, "status": 200}
+    assert board.text.count("hub      connected") == 3  # the image, the trial, after the file

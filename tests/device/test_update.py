@@ -34,9 +34,7 @@ def test_new_software_is_unpacked_tried_and_kept(device):
     device.board.wait_for(KEPT % 7, 60)
     device.heard("first")
     # And from then on, whatever happens to the power.
-    seen = len(device.hub.telemetry)
-    device.power_on()
-    device.heard("first", start=seen)
+    device.heard("first", start=device.power_cycle())
     assert boots(device) == ["a"]
     # The next one goes into the other slot.
     device.push(packages.signed(packages.application(packages.main("second")), 8))
@@ -280,9 +278,7 @@ def test_kept_software_that_loses_its_files_gives_way_to_the_images_own(world):
     update.push(packages.signed(packages.application(source), 2))
     update.board.wait_for(KEPT % 2, 60)
     update.operator.invoke("eat")
-    seen = len(update.hub.telemetry)
-    update.power_on()
-    update.heard("image", start=seen)
+    update.heard("image", start=update.power_cycle())
     # It says so, and the same version is no news that it has already.
     told = until_told(update, lambda told: told["slot"] == "image")
     assert told["version"] == 0

@@ -129,7 +129,8 @@ def test_file_is_pushed_and_fetched_on_any_broker_too(setting, world):
         seen = []
         done = push(invoking(operator), KIND, data, lambda have, size: seen.append(have))
         assert done.result == {"state": "read", "bytes": 5000}
-        assert seen == [0, 2048, 4096, 5000] and f"PARCEL 5000 {sha(data)}" in board.text
+        assert seen == [0, 2048, 4096, 5000]
+        board.wait_for(f"PARCEL 5000 {sha(data)}")
         order = {
             "url": f"https://localhost:{server.port}/f.bin",
             "size": 3000,

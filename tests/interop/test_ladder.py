@@ -17,6 +17,8 @@ def connect(world: World, flash: Path) -> tuple[int, int]:
     """(asked, granted) of the first connection after a power-on."""
     board = world.board(flash)
     board.wait_for(r"tls +connected .*tls_heap_steady=\d+", 60)
+    # Between that line and the first message it writes what a rescue needs into the NVS.
+    board.wait_for(r"send +sent id=", 60)
     line = next(line.text for line in board.lines if " tls " in line.text)
     board.stop()
     asked = re.search(r"mfl_asked=(\d+)", line)

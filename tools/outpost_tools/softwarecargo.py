@@ -5,6 +5,7 @@ last trial ended. It owns nothing; the hub, the local one or a real IoT Hub alik
 """
 
 import base64
+import contextlib
 import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 from outpost_tools import agreed, delivery
 from outpost_tools.errors import OutpostError
-from outpost_tools.operator import Operator
+from outpost_tools.operator import NoDevice, Operator
 from outpost_tools.rollout import Away, Outcome
 from outpost_tools.software import Software
 
@@ -97,7 +98,10 @@ class SoftwareCargo:
         self._lock = threading.Lock()
 
     def push(self, device_id: str) -> Outcome | None:
-        told = Told.of(self._operator.twin(device_id))
+        try:
+            told = Told.of(self._operator.twin(device_id))
+        except NoDevice:
+            raise Away("the hub has no such device any more") from None
         if self._good(told):
             return self._has(told)
         invoke = delivery.through(self._operator, device_id)
@@ -154,7 +158,11 @@ class SoftwareCargo:
             wanted = set(device_ids)
             twins = (twin for twin in self._operator.devices() if twin["deviceId"] in wanted)
             return {twin["deviceId"]: Told.of(twin) for twin in twins}
-        return {one: Told.of(self._operator.twin(one)) for one in device_ids}
+        found = {}
+        for one in device_ids:
+            with contextlib.suppress(NoDevice):
+                found[one] = Told.of(self._operator.twin(one))
+        return found
 
     def _judge(self, device_id: str, told: Told) -> Outcome | None:
         if self._good(told):
