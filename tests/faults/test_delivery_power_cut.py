@@ -17,7 +17,7 @@ from outpost_tools.board import EXIT_POWER_CUT, EXIT_RESET, BoardTimeout
 
 MODES = ("clean", "torn", "odd")
 SIZES = (5000, 7000)
-SAMPLE = 5
+SAMPLE = 3
 MOST = 120
 
 # Each start goes on where the one before was cut off: first with the old file, then the new one.
