@@ -7,6 +7,7 @@ Never starts a MicroPython: the same C code as in the board, without the board.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import mmap
 import os
@@ -74,22 +75,32 @@ class ChipError(Exception):
         self.code = code
 
 
+def _sources() -> list[Path]:
+    return sorted(path for pattern in SOURCES for path in VIRTUAL.glob(pattern))
+
+
 def library(*defines: str) -> Path:
     """The shared library, built when a source is newer than what is there."""
-    sources = sorted(path for pattern in SOURCES for path in VIRTUAL.glob(pattern))
     digest = hashlib.sha256(repr(defines).encode())
-    for source in sources:
+    for source in _sources():
         digest.update(source.read_bytes())
     target = REPO / "build" / "tests" / f"libchip-{digest.hexdigest()[:16]}.so"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = target.with_suffix(f".{os.getpid()}")
-        flags = ["-shared", "-fPIC", "-O2", "-g", "-Wall", "-Wextra", "-Werror"]
-        options = [f"-D{name}" for name in defines]
-        files = [str(source) for source in sources if source.suffix == ".c"]
-        subprocess.run(["gcc", *flags, *options, *files, "-o", str(fresh)], check=True)
-        fresh.rename(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Eight processes of one test run want it at the same moment: the first builds it.
+    with target.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            _build(target, *defines)
     return target
+
+
+def _build(target: Path, *defines: str) -> None:
+    fresh = target.with_suffix(f".{os.getpid()}")
+    flags = ["-shared", "-fPIC", "-O2", "-g", "-Wall", "-Wextra", "-Werror"]
+    options = [f"-D{name}" for name in defines]
+    files = [str(source) for source in _sources() if source.suffix == ".c"]
+    subprocess.run(["gcc", *flags, *options, *files, "-o", str(fresh)], check=True)
+    fresh.rename(target)
 
 
 def crc(data: bytes) -> int:

@@ -17,7 +17,7 @@ import serial
 from outpost_tools.serialport import SerialPort
 
 VENV_BIN = Path(sys.executable).parent
-QUICK = (sys.executable, "-m", "outpost_tools.serialport.tool")
+QUICK = (sys.executable, "-m", "outpost_tools.quicktool")
 
 
 def tool(name: str, *words: object, plain: bool = False, timeout: float = 120) -> tuple[int, str]:

@@ -19,7 +19,7 @@ KINDS = ("kept", "left", "revoked")
 # Nothing but trust writes flash.
 QUIET = MAIN.replace(b"durable=n % 2 == 1", b"durable=False")
 OPERATIONS = 160
-SAMPLE = 3
+SAMPLE = 2
 
 pytestmark = pytest.mark.parametrize("leg", ["outpost32"], indirect=True)
 
@@ -106,8 +106,8 @@ class Bench:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_power_cut_during_a_change_of_trust_leaves_a_device_that_connects(world, kind):
+    # What happens without a cut is in test_trust.py, and ends the loop over every operation.
     bench = Bench(world, kind)
-    assert not bench.run(None)
     choose = random.Random(f"{kind} {world.leg}")
     went = 0
     for cut in sorted(choose.sample(range(1, 40), SAMPLE)):

@@ -2,6 +2,9 @@
 
 The board is the virtual one behind RFC 2217: it has DTR and RTS, the ROM's loader, and
 MicroPython's raw prompt. esptool and mpremote are as PyPI has them.
+
+That a flash leaves on a blank board the image byte for byte is shown once; where a test is about a
+board that was written before, its flash is that image.
 """
 
 from __future__ import annotations
@@ -83,6 +86,12 @@ def small_image(folder: Path, device_id: str = "pump-7", name: str = "image.bin"
     return path
 
 
+def written(board: Path, image: Path) -> Path:
+    """The board as a flash of that image leaves it."""
+    board.write_bytes(image.read_bytes())
+    return image
+
+
 def files_on(board: Path) -> dict[str, bytes]:
     content = board.read_bytes()
     vfs = PartitionTable.from_flash(board)["vfs"]
@@ -162,8 +171,8 @@ def test_make_flash_says_what_it_does_and_refuses_without_a_device(board, tmp_pa
 
 
 def test_erase_asks_first_and_then_leaves_nothing(board, tmp_path):
+    written(board, small_image(tmp_path))
     with served(board, "outpost32") as port:
-        flash(port, small_image(tmp_path))
         call(port, "erase", fails="Nothing was erased", input="n\n")
         assert held(board)["outpost", "id"] == b"pump-7"
         call(port, "erase", input="y\n")
@@ -204,6 +213,8 @@ def test_erase_writes_all_of_the_image_and_nothing_else_is_left(board, tmp_path)
 
 # ---------------------------------------------------------------- refused, and the board as it was
 
+OTHER_CHIPS = ("esp32s2", "esp32s3", "esp32c6")
+
 
 def refused(board: Path, image: Path, sentence: str, *words: object, chip: str = "esp32") -> None:
     before = board.read_bytes()
@@ -215,7 +226,10 @@ def refused(board: Path, image: Path, sentence: str, *words: object, chip: str =
     assert board.read_bytes() == before or before != b"\xff" * len(before)
 
 
-@pytest.mark.parametrize("chip", ["esp32s2", "esp32s3", "esp32c3", "esp32c6"])
+@pytest.mark.parametrize(
+    "chip",
+    ["esp32c3", *(pytest.param(c, marks=pytest.mark.exhaustive) for c in OTHER_CHIPS)],
+)
 def test_a_board_of_another_chip_is_refused(chip, board, tmp_path):
     image = small_image(tmp_path, firmware=read_firmware(espimages.release(tmp_path)))
     refused(board, image, "the image is for an ESP32", chip=chip)
@@ -229,42 +243,53 @@ def test_an_image_for_another_device_is_refused(board, tmp_path):
     refused(board, small_image(tmp_path), "not of pump-8", "--device", "pump-8")
 
 
-def test_a_board_that_is_another_device_keeps_its_keys_unless_told(board, tmp_path):
-    first, second = small_image(tmp_path), small_image(tmp_path, "pump-8", "second.bin")
+# By what it is refused: the board's image, and each one that is not written over it.
+UNLESS_TOLD = {
+    "another device": ({}, ({"device_id": "pump-8"}, "The board is pump-7, and the image is for")),
+    "an NVS that nobody can read": (
+        {"nvs_keys": True},
+        ({"nvs_keys": True}, "nobody can tell whose keys"),
+    ),
+    "another layout": (
+        {},
+        ({"layout": "ota", "device_id": "pump-8"}, "The board is pump-7"),
+        ({"layout": "ota"}, "another layout"),
+    ),
+    "in development": ({}, ({"production": True}, "in development mode")),
+}
+
+
+def kept_unless_told(case: str, board: Path, folder: Path, erases: bool) -> None:
+    """The refused one writes nothing and the board runs again; with --erase it is written."""
+
+    def image(name: str, of: dict) -> Path:
+        keys = {"nvs_keys": new_keys()} if "nvs_keys" in of else {}
+        return small_image(folder, name=name, **of | keys)
+
+    first, *others = UNLESS_TOLD[case]
+    written(board, image("first.bin", first))
+    before = held(board)
     with served(board, "outpost32") as port:
-        flash(port, first)
-        port.machine.operations = 0
-        flash(port, second, fails="The board is pump-7, and the image is for pump-8")
-        assert port.machine.operations == 0
-        assert held(board)["outpost", "id"] == b"pump-7"
-        flash(port, second, "--erase")
-    assert held(board)["outpost", "id"] == b"pump-8"
+        for other, sentence in others:
+            wanted = image("other.bin", other)
+            flash(port, wanted, fails=sentence)
+            assert port.machine.operations == 0 and port.machine.mode == "run"
+        assert held(board) == before
+        if erases:
+            flash(port, wanted, "--erase")
+    if erases:
+        assert board.read_bytes() == wanted.read_bytes()
 
 
-def test_a_board_with_an_encrypted_nvs_keeps_it_unless_told(board, tmp_path):
-    with served(board, "outpost32") as port:
-        flash(port, small_image(tmp_path, nvs_keys=new_keys()))
-        again = small_image(tmp_path, name="again.bin", nvs_keys=new_keys())
-        flash(port, again, fails="nobody can tell whose keys")
-        flash(port, again, "--erase")
+@pytest.mark.parametrize("case", UNLESS_TOLD)
+def test_a_board_keeps_its_keys_unless_told(case, board, tmp_path):
+    kept_unless_told(case, board, tmp_path, erases=case == "another device")
 
 
-def test_another_layout_of_the_same_device_is_not_taken_for_a_new_board(board, tmp_path):
-    with served(board, "outpost32") as port:
-        flash(port, small_image(tmp_path))
-        ota = small_image(tmp_path, name="ota.bin", layout="ota")
-        flash(port, ota, fails="another layout")
-        other = small_image(tmp_path, "pump-8", "ota8.bin", layout="ota")
-        flash(port, other, fails="The board is pump-7")
-        flash(port, ota, "--erase")
-
-
-def test_a_board_in_development_is_not_closed_without_saying_so(board, tmp_path):
-    with served(board, "outpost32") as port:
-        flash(port, small_image(tmp_path))
-        closed = small_image(tmp_path, name="closed.bin", production=True)
-        flash(port, closed, fails="in development mode")
-        flash(port, closed, "--erase")
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("case", UNLESS_TOLD)
+def test_each_board_that_keeps_its_keys_is_written_when_told(case, board, tmp_path):
+    kept_unless_told(case, board, tmp_path, erases=True)
 
 
 def test_a_port_that_another_program_holds_is_one_sentence(board, tmp_path):
@@ -322,16 +347,11 @@ def test_a_board_that_is_locked_to_encrypted_or_signed_flash_is_refused(
         told = {f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)}
         locked = Locked(**told, told=fuses)
     monkeypatch.setitem(CHIPS, word, locked)
-    refused(board, small_image(tmp_path), "encryption or secure boot", "--erase", chip=word)
+    image, sentence = small_image(tmp_path), "encryption or secure boot"
     with served(board, "outpost32", chip=word) as port:
-        call(port, "erase", "--yes", fails="encryption or secure boot")
-
-
-def test_a_board_that_is_refused_runs_again(board, tmp_path):
-    with served(board, "outpost32") as port:
-        flash(port, small_image(tmp_path))
-        flash(port, small_image(tmp_path, "pump-8", "second.bin"), fails="The board is pump-7")
-        assert port.machine.mode == "run"
+        flash(port, image, "--erase", fails=sentence)
+        call(port, "erase", "--yes", fails=sentence)
+        assert port.machine.operations == 0
 
 
 def test_what_is_written_is_written_in_the_order_that_is_given(board):
@@ -340,11 +360,17 @@ def test_what_is_written_is_written_in_the_order_that_is_given(board):
         with pytest.raises(OutpostError, match="connection to the board was lost"):
             with loader.opened(port.url, stub=False) as chip:
                 chip.write([(0x11000, b"a" * 4096), (0x10000, b"b" * 4096)])
-    written = board.read_bytes()[0x10000:0x12000]
-    assert written[4096:] == b"a" * 4096 and written[:4096] != b"b" * 4096
+    there = board.read_bytes()[0x10000:0x12000]
+    assert there[4096:] == b"a" * 4096 and there[:4096] != b"b" * 4096
 
 
-@pytest.mark.parametrize(("sent", "operations"), [(signal.SIGTERM, 0), (signal.SIGINT, 40)])
+@pytest.mark.parametrize(
+    ("sent", "operations"),
+    [
+        pytest.param(signal.SIGTERM, 0, marks=pytest.mark.exhaustive),
+        (signal.SIGINT, 40),
+    ],
+)
 def test_a_flash_that_is_stopped_says_how_the_board_is_left(sent, operations, board, tmp_path):
     image = small_image(tmp_path)
     with served(board, "outpost32") as port:
@@ -376,7 +402,7 @@ def test_no_code_of_esptool_is_loaded_it_is_run_as_a_program():
 
 # ---------------------------------------------------------------- the cable is pulled
 
-PULLS = [1, 30_000, 66_500, 70_000]  # of 80,000 bytes; the last 15,000 are the writing
+WRITING = 70_000  # of 80,000 bytes; the last 15,000 are the writing
 
 
 def pulled(board: Path, image: Path, after: int) -> bool:
@@ -394,18 +420,19 @@ def pulled(board: Path, image: Path, after: int) -> bool:
     return bool(done.exit_code)
 
 
-@pytest.mark.parametrize("after", PULLS)
-def test_the_next_flash_mends_what_a_pulled_cable_left(after, board, tmp_path):
-    pulled(board, small_image(tmp_path), after)
+def test_the_next_flash_mends_what_a_pulled_cable_left(board, tmp_path):
+    pulled(board, small_image(tmp_path), WRITING)
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("after", range(100, 82_000, 997))
+@pytest.mark.parametrize("after", [1, *range(100, 82_000, 997)])
 def test_the_next_flash_mends_what_a_pulled_cable_left_anywhere(after, board, tmp_path):
     pulled(board, small_image(tmp_path), after)
 
 
-@pytest.mark.parametrize("operation", [1, 12, 150])
+@pytest.mark.parametrize(
+    "operation", [*(pytest.param(n, marks=pytest.mark.exhaustive) for n in (1, 12)), 150]
+)
 def test_the_next_flash_mends_what_a_power_cut_left(operation, board, tmp_path):
     image = small_image(tmp_path)
     with served(board, "outpost32", cut=Cut(operation)) as port:
@@ -467,13 +494,12 @@ def test_only_changed_files_are_deployed_each_whole(running, board, tmp_path):
     assert files_on(board)["/a/b/c.bin"] == files["a/b/c.bin"]
 
 
-@pytest.mark.parametrize(
-    "name", ["trust/factory.bin", "trust/a.bin", "config.json", "stage/x.bin", "app/a/main.py"]
-)
-def test_the_boards_own_files_are_not_deployed(name, running, board, tmp_path):
+def test_the_boards_own_files_are_not_deployed(running, board, tmp_path):
     started(board, 1)
     before = board.read_bytes()
-    call(running, "deploy", app_with(tmp_path, {name: b"x"}), fails="is the board's own")
+    for name in ("trust/factory.bin", "trust/a.bin", "config.json", "stage/x.bin", "app/a/main.py"):
+        app = app_with(tmp_path / name.replace("/", "-"), {name: b"x"})
+        call(running, "deploy", app, fails="is the board's own")
     assert board.read_bytes() == before
 
 

@@ -12,7 +12,7 @@ import pytest
 from outpost_tools.serialport import SerialPort, served
 from outpost_tools.serialport.chips import CHIPS
 from outpost_tools.serialport.machine import Cut
-from outpost_tools.serialport.norflash import blank
+from outpost_tools.serialport.norflash import HOWS, blank
 from serialside import VENV_BIN, Terminal, esptool, mpremote, tool
 from stockboard import flash_with
 from world import DEVICE_ID
@@ -48,8 +48,6 @@ def test_a_blank_board_is_written_boots_connects_and_stays_itself(world, tmp_pat
         )
         assert code == 0 and "Hash of data verified" in said, said
         assert port.machine.mode == "download"
-        code, said = esptool(port, "--before", "no-reset", "verify-flash", "0", image)
-        assert code == 0 and "digest matched" in said, said
         with Terminal(port) as terminal:
             terminal.reset()
             terminal.wait_for(r"hub +connected")
@@ -66,7 +64,11 @@ def test_a_blank_board_is_written_boots_connects_and_stays_itself(world, tmp_pat
     assert {message.device_id for message in hub.telemetry} == {DEVICE_ID}
 
 
-@pytest.mark.parametrize("leg", ["outpost64", "outpost32", "stock32"], indirect=True)
+@pytest.mark.parametrize(
+    "leg",
+    [pytest.param("outpost64", marks=pytest.mark.exhaustive), "outpost32", "stock32"],
+    indirect=True,
+)
 def test_mpremote_does_on_it_what_it_does_on_a_board(leg, tmp_path: Path) -> None:
     main = "import time\nprint('main runs')\nwhile True: time.sleep(1)\n"
     flash = flash_with(tmp_path / "board.bin", main=main)
@@ -142,6 +144,8 @@ def test_written_verified_read_back_and_erased(chip: str, tmp_path: Path) -> Non
         assert "compressed) at 0x00010000" in said
         code, said = esptool(port, "write-flash", "--no-compress", "0x20000", image)
         assert code == 0 and "Hash of data verified" in said, said
+        code, said = esptool(port, "verify-flash", "0x10000", image)
+        assert code == 0 and "digest matched" in said, said
         code, said = esptool(port, "verify-flash", "0x10000", other)
         assert code != 0 and "failed" in said.lower()
         code, said = esptool(port, "read-flash", "0x10000", "0x400", back)
@@ -183,7 +187,9 @@ def pages_are_old_erased_or_new(flash: Path, old: bytes, new: bytes, torn: int) 
     assert other <= torn
 
 
-@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.97])
+@pytest.mark.parametrize(
+    "share", [*(pytest.param(s, marks=pytest.mark.exhaustive) for s in (0.0, 0.5)), 0.02, 0.97]
+)
 def test_a_cable_pulled_at_any_point_of_writing_leaves_a_board_that_is_written_again(
     share: float, tmp_path: Path
 ) -> None:
@@ -204,9 +210,16 @@ def test_a_cable_pulled_at_any_point_of_writing_leaves_a_board_that_is_written_a
     assert flash.read_bytes() == new
 
 
-@pytest.mark.parametrize("how", ["clean", "torn", "odd"])
+@pytest.mark.parametrize(
+    "hows",
+    [
+        ("clean", "torn", "odd"),
+        *(pytest.param((how,) * 3, marks=pytest.mark.exhaustive) for how in HOWS),
+    ],
+    ids="-".join,
+)
 def test_power_that_goes_while_writing_leaves_a_board_that_is_written_again(
-    how: str, tmp_path: Path
+    hows: tuple[str, str, str], tmp_path: Path
 ) -> None:
     flash, image = flash_of(tmp_path), tmp_path / "image.bin"
     image.write_bytes(noise(30000))
@@ -214,7 +227,7 @@ def test_power_that_goes_while_writing_leaves_a_board_that_is_written_again(
     new = old[:0x10000] + image.read_bytes() + old[0x10000 + 30000 :]
     with served(flash) as port:
         port.comes_back = False
-        for operation in (3, 20, 80):
+        for operation, how in zip((3, 20, 80), hows, strict=True):
             port.machine.cut_power_at(Cut(operation, how))
             code, said = write(port, image)
             assert code != 0 and port.machine.mode == "off", said

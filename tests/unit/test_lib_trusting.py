@@ -302,6 +302,8 @@ def test_a_newer_bundle_that_is_here_is_tried_before_anybody_is_asked(board):
 
 # Power cuts
 
+MODES = (CLEAN, TORN, ODD)
+
 
 def change(board, good: bool) -> None:
     """A bundle comes; it works, or it does not."""
@@ -313,7 +315,8 @@ def change(board, good: bool) -> None:
             board.untrusted()
 
 
-def cut_everywhere(folder: Path, edits: dict | None = None) -> int:
+def cut_everywhere(folder: Path, edits: dict | None = None, each: bool = True) -> int:
+    """At every operation, in every way that power goes (`each`) or in one of them, in turn."""
     cases = 0
     for good in (True, False):
         home = folder / str(good)
@@ -329,7 +332,7 @@ def cut_everywhere(folder: Path, edits: dict | None = None) -> int:
         total = operations(board.chip) - first
         assert total > 8
         for n in range(1, total + 1):
-            for mode in (CLEAN, TORN, ODD):
+            for mode in MODES if each else MODES[n % 3 :][:1]:
                 for path in home.glob("?.bin"):
                     path.write_bytes(files[path]) if path in files else path.unlink()
                 board.chip.nvs_bytes = before
@@ -373,6 +376,11 @@ def operations(chip: Chip) -> int:
 
 
 def test_a_power_cut_at_every_operation_leaves_the_old_bundle_or_the_new(tmp_path):
+    assert cut_everywhere(tmp_path, each=False) > 30
+
+
+@pytest.mark.exhaustive
+def test_a_power_cut_of_every_kind_at_every_operation_leaves_the_old_bundle_or_the_new(tmp_path):
     assert cut_everywhere(tmp_path) > 90
 
 

@@ -175,7 +175,7 @@ class Mpremote:
 
     def __init__(self, port: str) -> None:
         # Over RFC 2217 with less of pyserial's waiting; the tool itself is the same.
-        module = ["outpost_tools.serialport.tool", "mpremote"] if is_network(port) else ["mpremote"]
+        module = ["outpost_tools.quicktool", "mpremote"] if is_network(port) else ["mpremote"]
         self._words = [sys.executable, "-m", *module, "connect", port]
 
     def run(self, *words: str) -> str:

@@ -87,7 +87,7 @@ class Loader:
     def __init__(self, name: str, stub: bool, folder: Path) -> None:
         self._name = name
         # Over RFC 2217 with less of pyserial's waiting; the tool itself is the same.
-        module = "outpost_tools.serialport.tool" if is_network(name) else "esptool"
+        module = "outpost_tools.quicktool" if is_network(name) else "esptool"
         self._words = [sys.executable, "-m", module]
         self._words += ["esptool"] if is_network(name) else []
         # Held in download mode between two steps: what is on it does not run meanwhile.
