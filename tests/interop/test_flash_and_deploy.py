@@ -111,8 +111,14 @@ def held(board: Path) -> dict[tuple[str, str], int | bytes]:
 
 
 def test_from_a_blank_board_to_a_connected_one_and_a_change_deployed(world, board, tmp_path):
+    """Flash, provision (the key is made on the board), boot, connect, deploy: still itself."""
+    from outpost_tools.ca import create
+
+    words = tmp_path / "words"
+    words.write_text("some words for tests")
+    ca = create(world.data / "fleet-ca", "test fleet", words.read_text)
     hub = world.hub()
-    image = world.image(hub.port)
+    image = world.image(hub.port, device=Identity(DEVICE_ID))
     app = tmp_path / "app"
     (app / "drivers").mkdir(parents=True)
     main = (REPO / "main.py").read_text()
@@ -123,10 +129,15 @@ def test_from_a_blank_board_to_a_connected_one_and_a_change_deployed(world, boar
         )
     )
     with served(board, world.leg, heapsize="160K") as port:
-        said = call(port, "flash", image, "--device", DEVICE_ID)
-        assert f"connected device={DEVICE_ID}" in said and "written and connected" in said
+        flash(port, image, "--device", DEVICE_ID)
+        signing = ("--data", world.data, "--passphrase-file", words, "--ca", ca.folder)
+        said = call(port, "provision", DEVICE_ID, *signing)
+        assert "Its key was made on the device" in said
+        said = call(port, "console", "--reset", "--run-for", 10)
+        assert f"connected device={DEVICE_ID}" in said and "kind=x509" in said
         before = held(board)
-        assert before["outpost", "born"]
+        itself = [key for key in before if key[0] == "outpost_keys" or key == ("outpost", "id")]
+        assert len(itself) > 1, sorted(before)
         said = call(port, "deploy", app, "--device", DEVICE_ID)
         assert "/main.py" in said and "/drivers/pump.mpy" in said and "2 files sent" in said
         assert f"connected device={DEVICE_ID}" in said
@@ -137,8 +148,7 @@ def test_from_a_blank_board_to_a_connected_one_and_a_change_deployed(world, boar
             assert time.monotonic() < ends, hub.telemetry[-3:]
             time.sleep(0.1)
     after = held(board)
-    for key in ("id", "sas1", "sas2", "born"):
-        assert after["outpost", key] == before["outpost", key]
+    assert all(after[key] == before[key] for key in itself)
     files = files_on(board)
     assert files["/trust/factory.bin"] and not [f for f in files if f.startswith("/deploy")]
     # Written again, it is itself: its keys and what waits stay, whatever the image says.
@@ -146,7 +156,8 @@ def test_from_a_blank_board_to_a_connected_one_and_a_change_deployed(world, boar
         said = call(port, "flash", image, "--device", DEVICE_ID)
         assert "nvs: the board's own stays" in said and "outbox: the board's own stays" in said
         assert f"connected device={DEVICE_ID}" in said
-    assert held(board)["outpost", "born"] == before["outpost", "born"]
+    after = held(board)
+    assert all(after[key] == before[key] for key in itself)
 
 
 def test_make_flash_says_what_it_does_and_refuses_without_a_device(board, tmp_path):
@@ -586,33 +597,6 @@ def test_a_board_in_production_mode_gets_no_files(world, board, tmp_path):
     with served(board, world.leg, heapsize="160K") as port:
         call(port, "deploy", app, fails="takes signed software only")
     assert files_on(board)["/main.py"] == main
-
-
-def test_a_running_board_is_provisioned_over_the_port(world, board, tmp_path):
-    """`outpost provision --port`: its request comes out, its certificate goes in, by RFC 2217."""
-    from outpost_tools.ca import create
-
-    create(world.data / "fleet-ca", "test fleet", lambda: "some words for tests")
-    words = tmp_path / "words"
-    words.write_text("some words for tests")
-    hub = world.hub()
-    image = world.image(hub.port, device=Identity(DEVICE_ID))
-    board.write_bytes(image.read_bytes())
-    with served(board, world.leg, heapsize="160K") as port:
-        said = call(
-            port,
-            "provision",
-            DEVICE_ID,
-            "--data",
-            world.data,
-            "--passphrase-file",
-            words,
-            "--ca",
-            world.data / "fleet-ca",
-        )
-        assert "Its key was made on the device" in said
-        said = call(port, "console", "--reset", "--run-for", 10)
-        assert f"connected device={DEVICE_ID}" in said
 
 
 def test_no_board_is_one_sentence(tmp_path):
