@@ -25,7 +25,7 @@ d.run()
 
 
 @pytest.mark.parametrize("leg", ["outpost32"], indirect=True)
-@pytest.mark.parametrize("heapsize", ["48K", "64K"])
+@pytest.mark.parametrize("heapsize", ["56K", "64K"])
 def test_device_with_an_issued_certificate_runs_in_this_heap(world: World, heapsize):
     service = DpsWorld(world)
     made = service.enrol(credentialPolicyName="default")
